@@ -1,0 +1,136 @@
+"""The key folder: ``log.key``, ``epoch-<n>.key`` and ``mark``. 0700, files 0600, beside the log but never in it.
+
+The mark (STORAGE rule 16) is what was last signed: origin, size, root, epoch. Two slots, 4 KiB apart, are written in
+turn, each one line with a sequence number and a checksum::
+
+    7 srv2/invoices/0f3a9c21b7de 18267 9T0…= 0 <sha256 of the text before, hex>\\n
+
+A slot is read only if it re-formats to the same bytes; the readable slot with the higher sequence counts. If we die
+while writing one, the other still holds.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from .core.errors import AuditError, Malformed, StoreError
+from .core.note import SignerKey
+from .disk import DISK, Disk, close_quietly
+
+SLOT_BYTES = 4096
+KEY_BYTES_MAX = 4096
+
+
+class Mark(NamedTuple):
+    """What was last signed."""
+
+    sequence: int
+    origin: str
+    size: int
+    root: bytes
+    epoch: int
+
+    def format(self) -> bytes:
+        """One line with its checksum."""
+        root = base64.b64encode(self.root).decode()
+        text = f"{self.sequence} {self.origin} {self.size} {root} {self.epoch}"
+        return f"{text} {hashlib.sha256(text.encode()).hexdigest()}\n".encode()
+
+    @classmethod
+    def parse(cls, slot: bytes) -> Mark:
+        """A slot's bytes (up to its first newline) → the mark. ``Malformed`` for anything that would not format back."""
+        line = slot[: slot.find(b"\n") + 1]
+        try:
+            sequence, origin, size, root, epoch, _ = line.decode("ascii").split(" ")
+            mark = cls(int(sequence), origin, int(size), base64.b64decode(root, validate=True), int(epoch))
+            if mark.format() == line and len(mark.root) == 32 and mark.size >= 1:
+                return mark
+        except (UnicodeDecodeError, ValueError, binascii.Error):
+            pass
+        raise Malformed("not a slot of a mark")
+
+
+class KeyFolder:
+    """The keys of one log. Reading a key that this user may not read is ``PermissionError``; secrets are never shown."""
+
+    def __init__(self, path: Path, disk: Disk = DISK) -> None:
+        self.path = path
+        self._disk = disk
+        self._mark_fd: int | None = None
+        self._sequence = -1
+
+    def create(self, log_key: SignerKey, epoch_key: SignerKey) -> None:
+        """Write both private keys, each durable on return. The folder must exist."""
+        for name, key in (("log.key", log_key), ("epoch-0.key", epoch_key)):
+            self._disk.write_file(self.path / name, (key.format() + "\n").encode(), 0o600, like=self.path)
+
+    def log_key(self) -> SignerKey:
+        """The stable key, which signs only what leaves the machine."""
+        return self._load("log.key")
+
+    def epoch_key(self, number: int) -> SignerKey:
+        """The private key of the running epoch."""
+        return self._load(f"epoch-{number}.key")
+
+    def _load(self, name: str) -> SignerKey:
+        path = self.path / name
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            mode = os.fstat(fd).st_mode
+            if mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise StoreError(f"{path} can be read by others (mode {mode & 0o777:03o}); run: chmod 600 {path}")
+            text = os.read(fd, KEY_BYTES_MAX)
+        finally:
+            os.close(fd)
+        try:
+            return SignerKey.parse(text.decode("ascii").removesuffix("\n"))
+        except (AuditError, UnicodeDecodeError) as e:
+            raise StoreError(f"{path} is not a private key of this format") from e.__cause__
+
+    def read_mark(self) -> Mark | None:
+        """The mark, or None if no slot can be read as one. ``PermissionError`` if this user may not look."""
+        try:
+            fd = os.open(self.path / "mark", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            if self.path.is_dir():
+                os.scandir(self.path).close()  # a folder that may not be searched says "not found" too
+            return None
+        try:
+            slots = [os.pread(fd, 1024, 0), os.pread(fd, 1024, SLOT_BYTES)]
+        finally:
+            os.close(fd)
+        marks = []
+        for slot in slots:
+            with contextlib.suppress(Malformed):
+                marks.append(Mark.parse(slot))
+        return max(marks, default=None)
+
+    def put_mark(self, origin: str, size: int, root: bytes, epoch: int) -> None:
+        """Write the next slot. Not durable until ``sync``; if we die here the other slot, one group older, holds."""
+        if self._mark_fd is None:
+            self._mark_fd = self._disk.open(self.path / "mark", os.O_RDWR | os.O_CREAT, 0o600, like=self.path)
+        known = self.read_mark() if self._sequence < 0 else None
+        self._sequence = max(self._sequence, known.sequence if known else -1) + 1
+        mark = Mark(self._sequence, origin, size, root, epoch)
+        self._disk.write_at(self._mark_fd, mark.format(), (mark.sequence % 2) * SLOT_BYTES)
+
+    def forget_sequence(self) -> None:
+        """Another process wrote the mark: read its sequence before writing the next."""
+        self._sequence = -1
+
+    def sync(self) -> None:
+        """Make the mark durable."""
+        if self._mark_fd is not None:
+            self._disk.sync_data(self._mark_fd)
+
+    def close(self) -> None:
+        """Release the descriptor without syncing."""
+        close_quietly(self._mark_fd)
+        self._mark_fd, self._sequence = None, -1

@@ -1,0 +1,330 @@
+"""Reading a log: head, history, entries. Needs read rights only, takes no lock, writes nothing (STORAGE rules 17, 18).
+
+The head is read first and decides how far anything else is looked at. A question goes to the index as far as that reaches and
+can be used, to the lines for the rest; in both cases the answer is decoded from the stored bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from .. import index as idx
+from ..core import entry as ent
+from ..core.checkpoint import Checkpoint, open_checkpoint
+from ..core.entry import AuditEntry, Fields
+from ..core.epoch import KEY_TYPES, History, read_history
+from ..core.errors import AuditError, Malformed, StoreError, VerificationError
+from ..core.genesis import Genesis
+from ..core.merkle import leaf_hash
+from ..core.note import split
+from ..core.query import Question
+from ..store import Segment, Store
+
+HEAD_WAIT_S = 1.0
+_OWN = b'"event_type":"log.'
+_FILL_ROWS = 4096
+
+
+class Head(NamedTuple):
+    """A verified head and the bytes it was read from."""
+
+    checkpoint: Checkpoint
+    note: bytes
+
+    @property
+    def size(self) -> int:
+        """The tree size."""
+        return self.checkpoint.size
+
+
+class Stored(NamedTuple):
+    """A line as it lies: index, place and bytes."""
+
+    hit: idx.Hit
+    line: bytes
+
+    def entry(self) -> AuditEntry:
+        """Decoded, strictly."""
+        return ent.entry_of(ent.decode(self.line), self.hit.index, leaf_hash(self.line).hex())
+
+
+class LogView:
+    """What anybody who may read a log can do with it. ``indexes`` are tried in order."""
+
+    def __init__(self, store: Store, genesis: Genesis, indexes: list[idx.Index]) -> None:
+        self.store, self.genesis = store, genesis
+        self._indexes = indexes
+        self._key_lines: dict[int, Fields] = {}
+        self._key_lines_upto = 0
+        self._history: tuple[int, History] | None = None
+
+    # -- head and history --------------------------------------------------------------------------------------------
+
+    def head(self, wait_s: float = HEAD_WAIT_S, *, sleep: Callable[[float], None] = time.sleep) -> Head:
+        """The stored head under the key of its epoch; read again for up to a second before it is called bad.
+
+        ``StoreError`` if there is none, ``Malformed`` or ``VerificationError`` if it stays bad.
+        """
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                return self.open_head(self.store.head())
+            except AuditError:
+                if time.monotonic() >= until:
+                    raise
+            sleep(0.01)
+
+    def open_head(self, note: bytes | None) -> Head:
+        """Bytes of a head → the head, verified. Same errors as ``head``."""
+        if note is None:
+            raise StoreError("there is no checkpoint in this log")
+        text, _ = split(note)
+        claimed = Checkpoint.parse(text)
+        if claimed.size < 1:
+            raise VerificationError("a head of size 0 signs nothing")
+        key = self.history(claimed.size).epoch_at(claimed.size).key
+        return Head(open_checkpoint(note, [key], origin=self.genesis.origin), note)
+
+    def history(self, size: int) -> History:
+        """What the lifecycle entries below ``size`` say, kept between calls and extended as the log grows."""
+        if self._history is not None and self._history[0] == size:
+            return self._history[1]
+        if size < self._key_lines_upto:
+            self.forget()
+        self._extend_key_lines(size)
+        known = read_history(sorted(self._key_lines.items()))
+        self._history = (size, known)
+        return known
+
+    def forget(self) -> None:
+        """Read the history again from the files."""
+        self._key_lines, self._key_lines_upto, self._history = {}, 0, None
+
+    def note_own_lines(self, start: int, lines: list[bytes]) -> None:
+        """The writer tells what it just appended, so that nobody has to read it back."""
+        if start != self._key_lines_upto:
+            return
+        for at, line in enumerate(lines, start):
+            self._keep_key_line(at, line)
+        self._key_lines_upto = start + len(lines)
+        if self._history is not None and not any(start <= i for i in self._key_lines):
+            self._history = (self._key_lines_upto, self._history[1])
+
+    def _extend_key_lines(self, size: int) -> None:
+        segments = self.store.segments()
+        if self._key_lines_upto == 0:
+            self._read_kept_key_lines(segments)
+        start = self._key_lines_upto
+        if start == 0 and segments and segments[0].start == 0:  # entry 0 is needed even where the index is not
+            self._key_lines_upto = start = self._scan_key_lines(segments, 0, 1)
+        with contextlib.suppress(sqlite3.Error, OSError):
+            start = self._find_key_lines(start, size)
+        self._scan_key_lines(segments, start, size)
+        self._key_lines_upto = size
+
+    def _read_kept_key_lines(self, segments: list[Segment]) -> None:
+        """``keylines.jsonl``: lines of segments that left, each with its index; checked against their leaf hashes."""
+        path = self.store.folder / "keylines.jsonl"
+        first = segments[0].start if segments else 0
+        if first == 0 or not path.exists():
+            return
+        for index, line in parse_key_lines(path.read_bytes()):
+            if index < first:
+                if self.store.hashes(0, index, 1) != leaf_hash(line):
+                    raise VerificationError(f"keylines.jsonl: entry {index} is not the line that was signed")
+                self._key_lines[index] = ent.decode(line)
+        self._key_lines_upto = first
+
+    def _find_key_lines(self, start: int, size: int) -> int:
+        """Through the index, as far as it reaches; each candidate is read and decoded from its line."""
+        for index in self._indexes:
+            with contextlib.suppress(sqlite3.Error, OSError), index.reading() as connection:
+                reach = min(idx.size_of(connection), size)
+                sql = "SELECT idx, segment, offset, length FROM entries WHERE event_type >= 'log.' AND event_type < 'log/' AND idx >= ? AND idx < ?"  # noqa: E501
+                for row in connection.execute(sql, (start, reach)):
+                    hit = idx.Hit(*row)
+                    self._keep_key_line(hit.index, self.store.read(hit.segment, hit.offset, hit.length))
+                return max(start, reach)
+        return start
+
+    def _scan_key_lines(self, segments: list[Segment], start: int, size: int) -> int:
+        for stored in self._scan(segments, start, size):
+            self._keep_key_line(stored.hit.index, stored.line)
+        return size
+
+    def _keep_key_line(self, index: int, line: bytes) -> None:
+        if _OWN in line:
+            fields = ent.decode(line)
+            if fields.event_type in KEY_TYPES:
+                self._key_lines[index] = fields
+
+    # -- entries -----------------------------------------------------------------------------------------------------
+
+    def answers(
+        self, question: Question, size: int, *, start: int = 0, stop: int | None = None, newest_first: bool = False
+    ) -> Iterator[Stored]:
+        """Lines in [start, stop) that may answer, oldest (or newest) first. Callers decide with ``question.matches``.
+
+        An index that contradicts the lines is left aside for this answer; ``verify`` will name it.
+        """
+        stop = size if stop is None else min(stop, size)
+        segments = self.store.segments()
+        start = max(start, segments[0].start if segments else size)
+        reach = self._reach(size)
+        indexed = (start, min(stop, reach))
+        rest = (max(start, reach), stop)
+        parts: list[Iterator[Stored]] = [self._indexed(question, *indexed, newest_first), self._scan(segments, *rest)]
+        if newest_first:
+            parts = [iter(list(self._scan(segments, *rest))[::-1]), parts[0]]
+        for part in parts:
+            yield from part
+
+    def _reach(self, size: int) -> int:
+        for index in self._indexes:
+            with contextlib.suppress(sqlite3.Error, OSError), index.reading() as connection:
+                return min(idx.size_of(connection), size)
+        return 0
+
+    def _indexed(self, question: Question, start: int, stop: int, newest_first: bool) -> Iterator[Stored]:
+        if start >= stop:
+            return
+        for index in self._indexes:
+            try:
+                with index.reading() as connection:
+                    for hit in idx.search(connection, question, start, stop, newest_first=newest_first):
+                        yield Stored(hit, self.store.read(hit.segment, hit.offset, hit.length))
+                return
+            except (sqlite3.Error, OSError) as e:
+                failed = e
+        raise StoreError(f"the index cannot be read: {failed}")
+
+    def _scan(self, segments: list[Segment], start: int, stop: int) -> Iterator[Stored]:
+        """Straight from the lines."""
+        for at, segment in enumerate(segments):
+            following = segments[at + 1].start if at + 1 < len(segments) else stop
+            if start >= stop or following <= start or segment.start >= stop:
+                continue
+            for batch in self.store.batches(segment):
+                if batch.index >= stop:
+                    break
+                if batch.index + len(batch.lines) <= start:
+                    continue
+                offset = batch.offset
+                for number, line in enumerate(batch.lines, batch.index):
+                    if start <= number < stop:
+                        yield Stored(idx.Hit(number, segment.start, offset, len(line)), line)
+                    offset += len(line) + 1
+
+    def find(self, event_id: str, size: int) -> Stored | None:
+        """The entry of an event id below ``size``; None if there is none among the lines that are here."""
+        segments, reach = self.store.segments(), 0
+        for index in self._indexes:
+            with contextlib.suppress(sqlite3.Error, OSError), index.reading() as connection:
+                reach = min(idx.size_of(connection), size)
+                hit = idx.find(connection, event_id, reach)
+                if hit is not None:
+                    stored = Stored(hit, self.store.read(hit.segment, hit.offset, hit.length))
+                    if ent.decode(stored.line).event_id == event_id:
+                        return stored
+                    reach = 0  # this index does not say the truth; look at the lines
+                break
+        needle = f'"event_id":"{event_id}"'.encode()
+        for stored in self._scan(segments, max(reach, segments[0].start if segments else 0), size):
+            if needle in stored.line and ent.decode(stored.line).event_id == event_id:
+                return stored
+        return None
+
+    def at(self, index: int, size: int) -> Stored | None:
+        """The line of an index below ``size``; None where its segment has left."""
+        if not 0 <= index < size:
+            return None
+        for one in self._indexes:
+            with contextlib.suppress(sqlite3.Error, OSError, StoreError), one.reading() as connection:
+                hit = idx.place(connection, index)
+                if hit is not None:
+                    line = self.store.read(hit.segment, hit.offset, hit.length)
+                    if b"\n" not in line and self._is_line(hit, index):
+                        return Stored(hit, line)
+                break
+        return next(self._scan(self.store.segments(), index, index + 1), None)
+
+    def _is_line(self, hit: idx.Hit, index: int) -> bool:
+        """An index row is believed for ``show`` only if the line's leaf hash stands at that index of the tree."""
+        with contextlib.suppress(StoreError):
+            line = self.store.read(hit.segment, hit.offset, hit.length)
+            return self.store.hashes(0, index, 1) == leaf_hash(line)
+        return False
+
+    # -- the index ---------------------------------------------------------------------------------------------------
+
+    def fill(self, size: int | None = None) -> bool:
+        """Bring the first index that this user may fill up to the head (or ``size``, which the caller knows to be
+        signed). False if none could be."""
+        for index in self._indexes:
+            try:
+                with index.filling() as connection:
+                    if connection is None:
+                        return False
+                    self._fill(connection, self.head().size if size is None else size)
+                    return True
+            except (sqlite3.Error, OSError):
+                continue
+        return False
+
+    def _fill(self, connection: sqlite3.Connection, size: int) -> None:
+        segments = self.store.segments()
+        first = segments[0].start if segments else size
+        done = idx.size_of(connection)
+        if done > size:
+            idx.cut_at(connection, size)
+            done = size
+        rows: list[idx.Row] = []
+        start, segment_offset = max(done, first), None
+        last = idx.place(connection, done - 1) if done > first else None
+        if last is not None:
+            segment_offset = (last.segment, last.offset + last.length + 1)
+        for stored in self._scan_from(segments, start, size, segment_offset):
+            rows.append(idx.row_of(stored.hit.index, ent.decode(stored.line), *stored.hit[1:]))
+            if len(rows) >= _FILL_ROWS:
+                idx.add(connection, rows)
+                rows = []
+        if rows:
+            idx.add(connection, rows)
+
+    def _scan_from(
+        self, segments: list[Segment], start: int, stop: int, known: tuple[int, int] | None
+    ) -> Iterator[Stored]:
+        """Like ``_scan``, but goes straight to a known offset in the segment where ``start`` lies."""
+        if known is None:
+            yield from self._scan(segments, start, stop)
+            return
+        home = next((s for s in segments if s.start == known[0]), None)
+        if home is not None:
+            for batch in self.store.batches(home, known[1], start):
+                offset = batch.offset
+                for number, line in enumerate(batch.lines, batch.index):
+                    if number >= stop:
+                        return
+                    yield Stored(idx.Hit(number, home.start, offset, len(line)), line)
+                    offset += len(line) + 1
+                    start = number + 1
+        yield from self._scan([s for s in segments if s.start >= start], start, stop)
+
+
+def parse_key_lines(data: bytes) -> list[tuple[int, bytes]]:
+    """``keylines.jsonl``: each line ``<index> <the stored line>``, ascending. ``Malformed`` otherwise."""
+    found: list[tuple[int, bytes]] = []
+    for text in data.split(b"\n")[:-1]:
+        number, space, line = text.partition(b" ")
+        if not space or not number.isdigit() or str(int(number)).encode() != number:
+            raise Malformed("keylines.jsonl: a line without its index")
+        if found and int(number) <= found[-1][0]:
+            raise Malformed("keylines.jsonl: not in ascending order")
+        found.append((int(number), line))
+    if data and not data.endswith(b"\n"):
+        raise Malformed("keylines.jsonl: the last line is torn")
+    return found

@@ -1,0 +1,495 @@
+"""The writer: one group at a time, under the lock (STORAGE rules 8–12).
+
+Order, and what the next open finds if we die after each step:
+
+1. key slots and payloads written, synced      → ciphertext that no entry names; harmless
+2. lines written                               → perhaps a torn line: quarantined, named
+3. lines synced                                → complete lines, unsigned: taken in, named
+4. hashes into the tree                        → the same; the tree is derived again
+5. head written in place                       → signed; the mark lags, which it may
+6. mark written                                → signed; the caller was not told yet
+7. acknowledged
+
+Head, tree and mark are synced by ``Keeper`` at most a second later (rule 10).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ..clock import Clock
+from ..core import entry as ent
+from ..core.checkpoint import Checkpoint, sign_checkpoint
+from ..core.entry import Draft, Fields, encode_draft
+from ..core.epoch import CLOCK_STEP, CONFIG, CREATED, GAP, RECOVERED
+from ..core.errors import AuditError, Conflict, DiskFull, EntryRefused, ReadOnly, StateUnknown, StoreError
+from ..core.merkle import leaf_hash
+from ..core.note import SignerKey
+from ..core.query import ask
+from ..core.times import SECOND_US, format_time, utc_day
+from ..disk import remote_file_system
+from ..keys import KeyFolder
+from ..store.segments import SegmentStore, is_full  # the writer's own needs beyond the contract: attach, tail, lock
+from ..vault import Place, Vault
+from .groups import GroupCommit, Request
+from .recovery import Recovery, State, put_leaves
+from .view import LogView
+
+LOCK_WAIT_S = 10.0
+CLOCK_STEP_US = 2 * SECOND_US
+
+
+class Content(NamedTuple):
+    """A payload on its way: where it belongs, its salt and its bytes. The entry already has its commitment."""
+
+    place: Place
+    salt: bytes
+    content: bytes
+
+
+class Event(NamedTuple):
+    """One event ready to be appended. ``given`` is set where the caller chose the id; it then answers retries."""
+
+    draft: Draft
+    contents: tuple[Content, ...] = ()
+    given: Given | None = None
+
+
+class Given(NamedTuple):
+    """The event as the caller passed it, to compare with what is stored under the same id (STORAGE rule 3)."""
+
+    fields: Fields
+    timestamp_given: bool
+
+
+class Writer:
+    """Appends to one log from one process. Safe for threads; ``fork`` is handled by ``forks``."""
+
+    def __init__(
+        self, store: SegmentStore, view: LogView, keys: KeyFolder, vault: Vault, clock: Clock, *,
+        segment_bytes: int, config: Callable[[], bytes],
+    ) -> None:  # fmt: skip
+        self._store, self._view, self._keys, self._vault, self._clock = store, view, keys, vault, clock
+        self._segment_bytes, self._config = segment_bytes, config
+        self._recovery = Recovery(store, view, self._payload_there)
+        self._signer: SignerKey | None = None
+        self._state: State | None = None
+        self._fatal: AuditError | None = None
+        self._last_clock: tuple[int, int] | None = None
+        self._day = ""
+        self._boot = ""
+        self._gap: _Gap | None = None
+        self._config_checked = False
+        self.busy = threading.Lock()  # held for every commit and by the keeper while it looks at what is dirty
+        self.written = threading.Event()
+        self.groups = GroupCommit(self._commit)
+
+    # -- the way in --------------------------------------------------------------------------------------------------
+
+    def append(self, events: Sequence[Event]) -> None:
+        """All or nothing; durable, in the tree and under a written signed head on return. Raises what went wrong."""
+        request = Request(events)
+        self.groups.run(request)
+        if request.error is not None:
+            raise request.error
+
+    def own(self, event_type: str, action: str, details: dict[str, Any]) -> Event:
+        """An entry of the log about itself."""
+        now = format_time(self._clock.wall_us())
+        fields = Fields(
+            v=ent.VERSION, log=self._view.genesis.origin, event_id=self._clock.event_id(), timestamp=now,
+            recorded_at="", event_type=event_type, actor=ent.OWN_ACTOR, actor_type="system", resource="log",
+            action=action, outcome="success", details=details,
+        )  # fmt: skip
+        return Event(encode_own(fields))
+
+    # -- one group ---------------------------------------------------------------------------------------------------
+
+    def _commit(self, requests: list[Request]) -> None:
+        with self.busy:
+            try:
+                self._refuse_if_fatal()
+                with self._store.exclusive(LOCK_WAIT_S):
+                    self._commit_locked(requests)
+            except BaseException as e:  # noqa: BLE001  # every caller of the group must learn of it, an interrupt too
+                error = self._translate(e, requests)
+                for request in requests:
+                    if request.error is None and request.result is None:
+                        request.error = error
+
+    def _commit_locked(self, requests: list[Request]) -> None:
+        self._ready()
+        wanted = self._without_known(requests)
+        if wanted:
+            self._write([e for r in wanted for e in r.content])
+        for request in wanted:
+            request.result = True
+
+    def exclusively(self, action: Callable[[Callable[[list[Event]], None]], Any]) -> Any:
+        """Run ``action(append)`` under the lock, in a known state: for what must not interleave with other writers."""
+        with self.busy:
+            self._refuse_if_fatal()
+            with self._store.exclusive(LOCK_WAIT_S):
+                self._ready()
+                self._settle()
+                return action(self._write)
+
+    def _settle(self) -> None:
+        """Sign what recovery found, so that the state is a signed one."""
+        if self._state is not None and self._state.found is not None:
+            self._write([])
+
+    @property
+    def state(self) -> State:
+        """The state under the lock."""
+        assert self._state is not None
+        return self._state
+
+    def _ready(self) -> None:
+        """Rule 8: know where the log ends. Two reads when nobody else wrote."""
+        state, clean_start = self._state, self._signer is None
+        if clean_start:
+            self._begin()
+        elif self._store.moved():
+            raise self._die(StateUnknown(f"{self._store.folder} was replaced while this process was writing to it"))
+        holder = self._store.lock.last_holder()
+        if not clean_start and holder is not None and holder.boot != self._boot:
+            raise self._die(StateUnknown(f"two machines write to {self._store.folder}: boot {holder.boot} and this one"))
+        fresh = state is not None and self._store.head() == state.note and self._store.end() == (
+            state.segment.start, state.offset)  # fmt: skip
+        if not fresh:
+            unclean = clean_start and holder is not None and not holder.clean and holder.boot != self._boot
+            self._keys.forget_sequence()
+            try:
+                if not clean_start:
+                    self._store.detach()
+                self._state = self._recovery.take_in(state, self._keys.read_mark(), unclean=unclean)
+            except StateUnknown as e:
+                raise self._die(e) from None
+            self._day = ""
+        if holder is None or holder.pid != os.getpid() or holder.clean or clean_start:
+            self._store.lock.note_holder(self._boot, clean=False, durable=clean_start)
+
+    def _begin(self) -> None:
+        """First append of this handle: may we write here at all?"""
+        remote = remote_file_system(self._store.folder)
+        if remote is not None:
+            raise StoreError(
+                f"{self._store.folder} is on a {remote} file system, where locks and syncs cannot be relied on; "
+                "keep the log on a local disk (reading it here is fine)"
+            )
+        self._boot = self._clock.boot_id()
+        head = self._store.head()
+        size = 1
+        with contextlib.suppress(AuditError):
+            size = self._view.open_head(head).size
+        self._signer = self._keys.epoch_key(self._view.history(size).epoch_at(size).number)
+
+    def _without_known(self, requests: list[Request]) -> list[Request]:
+        """Answer retries of ids that are stored (or in this group already); what remains is to be written."""
+        if not any(e.given for r in requests for e in r.content):
+            return requests
+        size = self.state.size
+        self._view.fill(self.state.signed)
+        taken: dict[str, Event] = {}
+        wanted = []
+        for request in requests:
+            try:
+                fresh = [e for e in request.content if e.given is None or not self._is_known(e, size, taken)]
+            except (Conflict, EntryRefused) as e:
+                request.error = e
+                continue
+            taken.update({e.draft.event_id: e for e in fresh if e.given})
+            request.content = fresh
+            if fresh:
+                wanted.append(request)
+            else:
+                request.result = True
+        return wanted
+
+    def _is_known(self, event: Event, size: int, taken: dict[str, Event]) -> bool:
+        assert event.given is not None
+        earlier = taken.get(event.draft.event_id)
+        if earlier is not None and earlier.given is not None:
+            _same_or_conflict(event.given, earlier.given.fields, _equal_payloads(event, earlier))
+            return True
+        stored = self._view.find(event.draft.event_id, size)
+        if stored is None:
+            return False
+        fields = ent.decode(stored.line)
+        _same_or_conflict(event.given, fields, self._payloads_match(event, fields))
+        return True
+
+    def _payloads_match(self, event: Event, stored: Fields) -> bool:
+        """Compared by opening the stored one; where it cannot be opened any more, by name, size and media type."""
+        given = {c.place.name: c.content for c in event.contents}
+        refs = event.given.fields.payloads if event.given else {}
+        if set(given) != set(stored.payloads):
+            return False
+        for name, ref in stored.payloads.items():
+            if ref.size != len(given[name]) or ref.media_type != refs[name].media_type:
+                return False
+            with contextlib.suppress(StoreError, OSError):
+                place = Place(stored.event_id, name, stored.subject)
+                kept = self._vault.open(place, ref.commitment, ref.size, day=stored.recorded_at[:10])
+                if kept != given[name]:
+                    return False
+        return True
+
+    def _write(self, events: list[Event]) -> None:
+        """Steps 1 to 6 for one group, own entries first. On return the caller may acknowledge."""
+        state, now = self.state, self._clock.wall_us()
+        own = self._own_entries(now)
+        group = [*own, *events]
+        if not group:
+            return
+        recorded_at, day = format_time(now), utc_day(now)
+        for event in group:
+            for content in event.contents:
+                self._vault.put(content.place, content.salt, content.content, day=day)
+        self._vault.sync()
+        lines = [event.draft.line(recorded_at) for event in group]
+        state = self._room(state, day, sum(map(len, lines)) + len(lines))
+        frontier = state.frontier.copy()
+        self._append_lines(state, lines, frontier)
+        note = sign_checkpoint(Checkpoint(self._view.genesis.origin, frontier.size, frontier.root()), self._signed_by())
+        self._put_head(note, frontier)
+        self._view.note_own_lines(state.size, lines)
+        offset = state.offset + sum(map(len, lines)) + len(lines)
+        self._state = State(frontier, state.segment, offset, note, frontier.size, None)
+        self._last_clock, self._day, self._gap = (now, self._clock.boot_us()), day, None
+        self._config_checked = True
+        self.written.set()
+
+    def _append_lines(self, state: State, lines: list[bytes], frontier: Any) -> None:
+        """Steps 2 to 4. What was written and could not be finished is taken back, unless the sync itself failed."""
+        try:
+            self._store.append(state.size, b"\n".join(lines) + b"\n")
+            put_leaves(self._store, frontier, [leaf_hash(line) for line in lines])
+        except OSError:
+            self._state = None
+            if not self._store.broken:
+                with contextlib.suppress(OSError):
+                    self._store.rollback()
+            raise
+
+    def _put_head(self, note: bytes, frontier: Any) -> None:
+        """Steps 5 and 6. If either fails nobody knows what is signed: read it again before the next group."""
+        try:
+            self._store.put_head(note)
+            self._keys.put_mark(self._view.genesis.origin, frontier.size, frontier.root(), 0)
+        except OSError:
+            self._state = None
+            raise
+
+    def _signed_by(self) -> SignerKey:
+        assert self._signer is not None
+        return self._signer
+
+    def _room(self, state: State, day: str, size: int) -> State:
+        """A new segment at each new day and at the size limit; a group never spans two (rule 7)."""
+        if state.offset == 0:
+            return state
+        if not self._day:
+            self._day = self._day_of(state)
+        if day == self._day and state.offset + size <= self._segment_bytes:
+            return state
+        self.roll()
+        return self.state
+
+    def roll(self) -> None:
+        """Seal the growing segment, tree and head synced first, and begin a new one (under the lock)."""
+        state = self.state
+        if state.offset == 0:
+            return
+        self._store.flush()
+        self._keys.sync()
+        self._store.roll(state.size)
+        segments = self._store.segments()
+        self._state = state._replace(segment=segments[-1], offset=0)
+        self._day = ""
+
+    def _day_of(self, state: State) -> str:
+        """The UTC day of the growing segment: its first line says."""
+        for batch in self._store.batches(state.segment):
+            return ent.decode(batch.lines[0]).recorded_at[:10]
+        return ""
+
+    # -- what the log says about itself ------------------------------------------------------------------------------
+
+    def _own_entries(self, now: int) -> list[Event]:
+        own = []
+        found = self.state.found
+        if found is not None:
+            own.append(self.own(RECOVERED, "taken in after an unclean stop", found.details()))
+        step = self._clock_step(now)
+        if step is not None:
+            own.append(self.own(CLOCK_STEP, "the wall clock was moved", step))
+        if self._gap is not None:
+            own.append(self.own(GAP, "events could not be recorded", self._gap.details()))
+        if not self._config_checked:
+            digest = hashlib.sha256(self._config()).hexdigest()
+            if digest != self._recorded_config():
+                own.append(self.own(CONFIG, "log.toml changed", {"sha256": digest}))
+        return own
+
+    def _clock_step(self, now: int) -> dict[str, Any] | None:
+        if self._last_clock is None:
+            return None
+        wall, boot = self._last_clock
+        passed = self._clock.boot_us() - boot
+        if now >= wall and abs(now - wall - passed) <= CLOCK_STEP_US:
+            return None
+        return {"before": format_time(wall), "expected": format_time(max(0, wall + passed)), "now": format_time(now)}
+
+    def _recorded_config(self) -> str | None:
+        question = ask({"event_type": [CONFIG, CREATED]})
+        for stored in self._view.answers(question, self.state.size, newest_first=True):
+            entry = stored.entry()
+            if question.matches(entry) and entry.actor == ent.OWN_ACTOR:
+                found = entry.details.get("sha256", entry.details.get("config_sha256"))
+                return found if isinstance(found, str) else None
+        return None
+
+    def _payload_there(self, fields: Fields, name: str) -> bool:
+        place = Place(fields.event_id, name, fields.subject)
+        return self._vault.find(place, fields.recorded_at[:10]) is not None
+
+    # -- failure -----------------------------------------------------------------------------------------------------
+
+    def _refuse_if_fatal(self) -> None:
+        if self._fatal is not None:
+            raise type(self._fatal)(str(self._fatal))
+        if self._store.broken:
+            raise self._die(StateUnknown("a sync failed earlier; close this logger and open the log again"))
+
+    def _die(self, error: AuditError) -> AuditError:
+        self._fatal = error
+        return error
+
+    def _translate(self, error: BaseException, requests: list[Request]) -> BaseException:
+        """What the system said → what it means for the caller. Interrupts and our own errors pass as they are."""
+        if not isinstance(error, OSError):
+            if not isinstance(error, AuditError):
+                self._state = None
+            return error
+        lost = sum(len(r.content) for r in requests)
+        if self._store.broken:
+            return self._die(StateUnknown(f"syncing to disk failed ({error.strerror}); nothing more is acknowledged by "
+                                          "this logger: close it, look at the disk, open the log again"))  # fmt: skip
+        if is_full(error):
+            self._count_gap(lost)
+            return DiskFull(f"{self._store.folder}: no space left; {lost} event(s) were not recorded, which will be on "
+                            "the record once there is room")  # fmt: skip
+        if isinstance(error, PermissionError) or error.errno == 30:  # EROFS
+            return ReadOnly(f"{error.filename or self._store.folder}: {error.strerror}; this user may read this log, "
+                            "not write it")  # fmt: skip
+        self._count_gap(lost)
+        return StoreError(f"{error.filename or self._store.folder}: {error.strerror}; nothing was recorded")
+
+    def _count_gap(self, lost: int) -> None:
+        now = self._clock.wall_us()
+        known = self._gap
+        self._gap = _Gap((known.count if known else 0) + lost, known.first_us if known else now, now)
+        self._state = None
+        with contextlib.suppress(AuditError, OSError):
+            self._write_gap_from_reserve()
+
+    def _write_gap_from_reserve(self) -> None:
+        """The disk is full: give up the reserved room and put the beginning of the gap on record at once."""
+        if not self._store.release_reserve():
+            return
+        self._ready()
+        self._write([])
+
+    # -- orderly end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Sync head, tree and mark and say that the stop was a clean one. The caller stopped the keeper before."""
+        with self.busy:
+            if self._signer is not None and self._fatal is None and not self._store.broken:
+                with contextlib.suppress(AuditError, OSError):
+                    with self._store.exclusive(LOCK_WAIT_S):
+                        self._store.flush()
+                        self._keys.sync()
+                        self._store.lock.note_holder(self._boot, clean=True, durable=False)
+            self.drop()
+
+    def drop(self) -> None:
+        """Release all descriptors and forget the state."""
+        self._store.close()
+        self._keys.close()
+        self._vault.close()
+        self._signer, self._state = None, None
+
+    def after_fork(self) -> None:
+        """In the child: descriptors and locks are the parent's; begin anew."""
+        self._store.lock.forget_thread()
+        self.drop()
+        self._last_clock, self._gap = None, None
+        self.busy = threading.Lock()
+        self.written = threading.Event()
+        self.groups = GroupCommit(self._commit)
+
+
+class _Gap(NamedTuple):
+    """Events that could not be recorded, until the next group that can."""
+
+    count: int
+    first_us: int
+    last_us: int
+
+    def details(self) -> dict[str, Any]:
+        return {"count": self.count, "first": format_time(self.first_us), "last": format_time(self.last_us),
+                "cause": "the log could not be written"}  # fmt: skip
+
+
+def encode_own(fields: Fields) -> Draft:
+    """Like ``encode_draft`` for what only the log itself may say."""
+    stand_in = "evt_" + "0" * 32
+    draft = encode_draft(_disguise(fields))
+    assert stand_in
+    return Draft(fields.event_id, draft.head, _undisguise(draft.tail, fields))
+
+
+def _disguise(fields: Fields) -> Fields:
+    """The same entry under a type and actor that the checks admit, of the same place in the line."""
+    import msgspec
+
+    return msgspec.structs.replace(fields, event_type="own.entry", actor="own")
+
+
+def _undisguise(tail: bytes, fields: Fields) -> bytes:
+    old = b'"event_type":"own.entry","actor":"own"'
+    new = f'"event_type":"{fields.event_type}","actor":"{fields.actor}"'.encode()
+    return tail.replace(old, new, 1)
+
+
+def _same_or_conflict(given: Given, stored: Fields, payloads_match: bool) -> None:
+    ignored = ("recorded_at", "payloads") if given.timestamp_given else ("recorded_at", "payloads", "timestamp")
+    different = [
+        name for name in ent.FIELD_NAMES
+        if name not in ignored and _shown(getattr(given.fields, name)) != _shown(getattr(stored, name))
+    ]  # fmt: skip
+    if not payloads_match:
+        different.append("payloads")
+    if different:
+        raise Conflict(
+            f"event id {given.fields.event_id} is taken by an event with other content ({', '.join(different)} differ); "
+            "use a new id, or corrects= to correct an entry"
+        )
+
+
+def _shown(value: Any) -> bytes:
+    import msgspec
+
+    return msgspec.json.encode(value)
+
+
+def _equal_payloads(a: Event, b: Event) -> bool:
+    return {c.place.name: c.content for c in a.contents} == {c.place.name: c.content for c in b.contents}

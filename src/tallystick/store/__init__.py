@@ -1,0 +1,104 @@
+"""Stores: where lines, hashes and the head are kept. This page is the contract; ``tests/store/test_contract.py`` runs it.
+
+A store keeps **lines** in runs called **segments**, each named by the index of its first line; the last one grows. It
+keeps the **hashes** of the tree (level 0: leaf hashes, level L: roots of full subtrees of 256^L leaves) and one **head**,
+the signed checkpoint. It knows nothing of what lines, hashes and heads mean.
+
+*Readers* take no lock and change nothing. They may run while a writer does: ``head`` can be seen half-written (the caller
+tries again for a second), lines beyond the head may be there or not.
+
+*Writers* call the methods below ``exclusive`` only inside it. ``exclusive`` admits one holder among all threads,
+processes and handles of a machine and is fair; ``LogBusy`` after ``wait_s`` names the holder.
+
+* ``append`` makes lines durable before it returns: after a power loss they are there, byte for byte, or were not
+  acknowledged. If it raises ``OSError`` from a write, ``rollback`` restores the end as it was; if the sync itself failed the
+  handle is ``broken`` and only closing is left (a failed sync is never retried: STORAGE rule 11).
+* ``put_hashes`` and ``put_head`` overwrite in place and are durable only after ``flush`` (rule 10): everything they say can be
+  computed again from the lines.
+* ``cut`` moves bytes after an offset of the last segment into quarantine, durable there before they are gone here.
+* ``drop`` removes the first segment; the caller has proven that a copy exists elsewhere (rule 20).
+
+Indexes are 0-based, ranges half-open, offsets in bytes within a segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+
+class Segment(NamedTuple):
+    """A run of lines: index of the first, name, size in bytes when it was looked at."""
+
+    start: int
+    name: str
+    size: int
+
+
+class Batch(NamedTuple):
+    """Complete consecutive lines without their newlines; ``offset`` is where the first one begins in ``segment``."""
+
+    index: int
+    segment: int
+    offset: int
+    lines: list[bytes]
+
+
+class Store(Protocol):
+    """What every backend does. See the module's text for the guarantees."""
+
+    folder: Path
+    broken: bool
+
+    def head(self) -> bytes | None:
+        """The stored head, or None if there is none."""
+
+    def segments(self) -> list[Segment]:
+        """All segments, ascending."""
+
+    def batches(self, segment: Segment, offset: int = 0, index: int | None = None) -> Iterator[Batch]:
+        """The complete lines of a segment from ``offset`` (where line ``index`` begins), in order, in bounded memory."""
+
+    def read(self, segment: int, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes, or ``StoreError``."""
+
+    def hashes(self, level: int, start: int, count: int) -> bytes:
+        """``count`` × 32 bytes of a level, or ``StoreError``."""
+
+    def hash_count(self, level: int) -> int:
+        """How many whole hashes a level holds."""
+
+    def exclusive(self, wait_s: float) -> AbstractContextManager[None]:
+        """The one writer."""
+
+    def append(self, start: int, data: bytes) -> int:
+        """Append whole lines (with newlines), the first having index ``start``; returns their offset."""
+
+    def rollback(self) -> None:
+        """Undo the last ``append`` that raised."""
+
+    def roll(self, start: int) -> None:
+        """Seal the growing segment and begin one at index ``start``."""
+
+    def rewrite(self, segment: Segment, offset: int, data: bytes) -> None:
+        """Write the same bytes again at the same place and sync them (recovery, rule 13)."""
+
+    def cut(self, segment: Segment, offset: int) -> tuple[str, int, str]:
+        """Move what follows ``offset`` to quarantine: its name there, number of bytes, SHA-256 in hex."""
+
+    def put_hashes(self, level: int, start: int, data: bytes) -> None:
+        """Write hashes at their place."""
+
+    def put_head(self, note: bytes) -> None:
+        """Write the head."""
+
+    def flush(self) -> None:
+        """Make hashes and head durable."""
+
+    def drop(self, segment: Segment) -> None:
+        """Remove the first segment."""
+
+    def close(self) -> None:
+        """Release everything without syncing."""

@@ -1,0 +1,288 @@
+"""The store of plain files (STORAGE, first block): segments of lines, tree files, the head.
+
+Reads go straight to the files; everything that changes one goes through ``Disk``. See ``store/__init__.py`` for the contract.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from ..core.errors import Malformed, StoreError
+from ..disk import DISK, Disk, close_quietly, file_mode, folder_mode
+from . import Batch, Segment
+from .lock import FolderLock
+
+_NAME = re.compile(r"([0-9]{20})\.jsonl", re.ASCII)
+_CHUNK = 1 << 20
+_LINE_MAX = 1 << 17  # a line without newline beyond this is no line; readers stop there
+HEAD_BYTES_MAX = 4096
+HASH = 32
+
+
+def segment_name(start: int) -> str:
+    """``00000000000000018204.jsonl``."""
+    return f"{start:020d}.jsonl"
+
+
+class SegmentStore:
+    """A log folder. Descriptors are opened when first needed and closed by ``close``."""
+
+    def __init__(self, folder: Path, disk: Disk = DISK) -> None:
+        self.folder = folder
+        self.broken = False
+        self.lock = FolderLock(folder / "lock", folder / "segments", disk)
+        self._disk = disk
+        self._fd: int | None = None  # the growing segment
+        self._start, self._end = -1, 0
+        self._before = 0
+        self._head_fd: int | None = None
+        self._head_bytes = 0
+        self._tree: dict[int, int] = {}
+        self._dirty: set[int] = set()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def head(self) -> bytes | None:
+        """The bytes of ``checkpoint``; None if there is no such file. ``Malformed`` beyond 4 KiB."""
+        try:
+            fd = os.open(self.folder / "checkpoint", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        try:
+            data = os.read(fd, HEAD_BYTES_MAX + 1)
+        finally:
+            os.close(fd)
+        if len(data) > HEAD_BYTES_MAX:
+            raise Malformed(f"checkpoint: more than {HEAD_BYTES_MAX} bytes")
+        return data
+
+    def segments(self) -> list[Segment]:
+        """All segments by their names, ascending; other files in ``segments/`` are not looked at."""
+        found = []
+        with os.scandir(self.folder / "segments") as entries:
+            for entry in entries:
+                match = _NAME.fullmatch(entry.name)
+                if match and entry.is_file(follow_symlinks=False):
+                    found.append(Segment(int(match[1]), entry.name, entry.stat().st_size))
+        return sorted(found)
+
+    def batches(self, segment: Segment, offset: int = 0, index: int | None = None) -> Iterator[Batch]:
+        """Complete lines in batches of about 1 MiB. Stops before a line that is too long to be one."""
+        at = segment.start if index is None else index
+        with self._open_segment(segment.name) as fd:
+            rest = b""
+            while True:
+                data = os.pread(fd, _CHUNK, offset + len(rest))
+                if not data:
+                    return
+                data = rest + data
+                *lines, rest = data.split(b"\n")
+                if lines:
+                    yield Batch(at, segment.start, offset, lines)
+                    at += len(lines)
+                    offset += len(data) - len(rest)
+                elif len(rest) > _LINE_MAX:
+                    return
+
+    def read(self, segment: int, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes of a segment."""
+        name = segment_name(segment)
+        try:
+            with self._open_segment(name) as fd:
+                data = os.pread(fd, length, offset)
+        except FileNotFoundError:
+            raise StoreError(f"segments/{name} is not here") from None
+        if len(data) != length:
+            raise StoreError(f"segments/{name}: {length} bytes expected at {offset}, {len(data)} found")
+        return data
+
+    def tail(self, segment: Segment, offset: int) -> bytes:
+        """Everything after ``offset``: what recovery looks at."""
+        with self._open_segment(segment.name) as fd:
+            size = os.fstat(fd).st_size
+            return b"".join(os.pread(fd, _CHUNK, at) for at in range(offset, size, _CHUNK))
+
+    def hashes(self, level: int, start: int, count: int) -> bytes:
+        """``count`` hashes of ``tree/<level>``."""
+        if count == 0:
+            return b""
+        try:
+            fd = os.open(self.folder / "tree" / str(level), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise StoreError(f"tree/{level} is not here") from None
+        try:
+            data = os.pread(fd, count * HASH, start * HASH)
+        finally:
+            os.close(fd)
+        if len(data) != count * HASH:
+            raise StoreError(f"tree/{level} ends before hash {start + count}")
+        return data
+
+    def hash_count(self, level: int) -> int:
+        """Whole hashes in ``tree/<level>``."""
+        try:
+            return (self.folder / "tree" / str(level)).stat().st_size // HASH
+        except FileNotFoundError:
+            return 0
+
+    @contextlib.contextmanager
+    def _open_segment(self, name: str) -> Iterator[int]:
+        fd = os.open(self.folder / "segments" / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def exclusive(self, wait_s: float) -> AbstractContextManager[None]:
+        """The folder's lock."""
+        return self.lock.held(wait_s)
+
+    def end(self) -> tuple[int, int] | None:
+        """First index and size in bytes, now, of the growing segment that this handle has open."""
+        return None if self._fd is None else (self._start, os.fstat(self._fd).st_size)
+
+    def attach(self, segment: Segment, offset: int) -> None:
+        """Go on writing ``segment`` at ``offset``, where its last known line ends."""
+        if self._start != segment.start or self._fd is None:
+            close_quietly(self._fd)
+            self._fd = self._disk.open(self.folder / "segments" / segment.name, os.O_RDWR)
+            self._start = segment.start
+        self._end = offset
+
+    def append(self, start: int, data: bytes) -> int:
+        """Write and sync. ``OSError`` from the write leaves the handle usable after ``rollback``."""
+        assert self._fd is not None and start >= self._start
+        self._before = self._end
+        self._disk.write_at(self._fd, data, self._end)
+        self._sync(self._fd)
+        self._end += len(data)
+        return self._before
+
+    def rollback(self) -> None:
+        """Cut back to where the last ``append`` began. If this fails the next holder recovers."""
+        assert self._fd is not None
+        self._disk.truncate(self._fd, self._before)
+        self._sync(self._fd)
+        self._end = self._before
+
+    def roll(self, start: int) -> None:
+        """A new growing segment. If we die after the file was made it is empty and the next writer goes on in it."""
+        old = self._start
+        path = self.folder / "segments" / segment_name(start)
+        fd = self._disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, file_mode(self.folder), like=self.folder)
+        close_quietly(self._fd)
+        self._fd, self._start, self._end = fd, start, 0
+        self._guard(lambda: self._disk.sync(fd))
+        self._guard(lambda: self._disk.sync_folder(path.parent))
+        if old >= 0:
+            mode = 0o440 if file_mode(self.folder) == 0o640 else 0o400
+            self._disk.chmod(self.folder / "segments" / segment_name(old), mode)
+
+    def rewrite(self, segment: Segment, offset: int, data: bytes) -> None:
+        """The same bytes at the same place, synced: what a dying process left in the page cache becomes durable."""
+        self.attach(segment, offset)
+        assert self._fd is not None
+        self._disk.write_at(self._fd, data, offset)
+        self._sync(self._fd)
+        self._end = offset + len(data)
+
+    def cut(self, segment: Segment, offset: int) -> tuple[str, int, str]:
+        """Quarantine is named by place and content, so that dying in between and doing it again makes no second file."""
+        data = self.tail(segment, offset)
+        digest = hashlib.sha256(data).hexdigest()
+        name = f"{segment.start:020d}-{offset}-{digest[:16]}.bin"
+        folder = self.folder / "quarantine"
+        if not folder.exists():
+            self._disk.mkdir(folder, folder_mode(self.folder), like=self.folder)
+            self._disk.sync_folder(self.folder)
+        self._guard(lambda: self._disk.write_file(folder / name, data, file_mode(self.folder), like=self.folder))
+        # if we die here the bytes are in both places; the next recovery finds them again and writes the same file
+        self.attach(segment, offset)
+        fd = self._fd
+        assert fd is not None
+        self._disk.truncate(fd, offset)
+        self._guard(lambda: self._disk.sync(fd))
+        return name, len(data), digest
+
+    def put_hashes(self, level: int, start: int, data: bytes) -> None:
+        """In place, not yet durable."""
+        if not data:
+            return
+        fd = self._tree.get(level)
+        if fd is None:
+            path = self.folder / "tree" / str(level)
+            fd = self._disk.open(path, os.O_RDWR | os.O_CREAT, file_mode(self.folder), like=self.folder)
+            self._tree[level] = fd
+        self._disk.write_at(fd, data, start * HASH)
+        self._dirty.add(fd)
+
+    def put_head(self, note: bytes) -> None:
+        """In place, not yet durable: one page, so that a reader sees the old or the new one or tries again."""
+        if self._head_fd is None:
+            path = self.folder / "checkpoint"
+            self._head_fd = self._disk.open(path, os.O_RDWR | os.O_CREAT, file_mode(self.folder), like=self.folder)
+            self._head_bytes = os.fstat(self._head_fd).st_size
+        self._disk.write_at(self._head_fd, note, 0)
+        if self._head_bytes > len(note):
+            self._disk.truncate(self._head_fd, len(note))
+        self._head_bytes = len(note)
+        self._dirty.add(self._head_fd)
+
+    def flush(self) -> None:
+        """Sync tree and head, and the folder of the tree."""
+        dirty, self._dirty = self._dirty, set()
+        for fd in sorted(dirty):
+            self._sync(fd)
+        if dirty:
+            self._guard(lambda: self._disk.sync_folder(self.folder / "tree"))
+
+    def drop(self, segment: Segment) -> None:
+        """Remove a segment for good. If we die before the folder is synced it may come back: the caller drops it again."""
+        if segment.start == self._start:
+            close_quietly(self._fd)
+            self._fd, self._start, self._end = None, -1, 0
+        self._disk.unlink(self.folder / "segments" / segment.name)
+        self._guard(lambda: self._disk.sync_folder(self.folder / "segments"))
+
+    def detach(self) -> None:
+        """Forget where the end is; the next ``attach`` says."""
+        close_quietly(self._fd)
+        self._fd, self._start, self._end = None, -1, 0
+        self._head_bytes = os.fstat(self._head_fd).st_size if self._head_fd is not None else 0
+
+    def close(self) -> None:
+        """Release all descriptors."""
+        self.detach()
+        close_quietly(self._head_fd)
+        self._head_fd = None
+        for fd in self._tree.values():
+            close_quietly(fd)
+        self._tree.clear()
+        self._dirty.clear()
+        self.lock.close()
+
+    def _sync(self, fd: int) -> None:
+        self._guard(lambda: self._disk.sync_data(fd))
+
+    def _guard(self, action: object) -> None:
+        """A sync that failed may have dropped the dirty pages: never try it again on this handle."""
+        assert callable(action)
+        try:
+            action()
+        except OSError:
+            self.broken = True
+            raise
+
+
+def is_full(error: OSError) -> bool:
+    """True where the device, or this user's share of it, has no space left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
