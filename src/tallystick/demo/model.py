@@ -1,8 +1,8 @@
 """A real model server: one that is here already, or one that the demo installs and starts.
 
-``find_server`` looks for an Ollama (``OLLAMA_HOST``, then loopback) that lists a model; it never pulls one, and never
-takes a model that runs in somebody's cloud. ``start_server`` installs what ``plan_install`` names and runs
-``model_server.mjs`` on a free loopback port for as long as the ``with`` block lasts.
+``find_server`` looks for an Ollama (``OLLAMA_HOST``, then loopback) that lists a model; it never pulls one,
+and never takes a model that runs in somebody's cloud. ``start_server`` installs what ``plan_install`` names and
+runs ``model_server.mjs`` on a free loopback port for as long as the ``with`` block lasts.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from ollama import Client
 
 __all__ = [
-    "DemoError", "InstallItem", "InstallPlan", "Server", "client_for", "default_cache", "find_server", "plan_install",
-    "start_server",
+    "DemoError", "InstallItem", "InstallPlan", "Server", "client_for", "default_cache", "find_server",
+    "plan_install", "start_server",
 ]  # fmt: skip
 
 LOOPBACK = "127.0.0.1:11434"
@@ -47,7 +47,7 @@ _READY = re.compile(rb"^ready (http://127\.0\.0\.1:[0-9]+)$", re.MULTILINE)
 
 
 class Server(NamedTuple):
-    """A server that answers: where, which model (name and digest, "" if the server gives none), and in words."""
+    """A server that answers: where, which model (name and digest, "" if unknown), and in words."""
 
     host: str
     model: str
@@ -74,7 +74,7 @@ def is_loopback(host: str) -> bool:
 
 
 def find_server(host: str | None = None) -> Server | None:
-    """The first server that answers and lists a usable model, or ``None``. A given ``host`` is the only one asked."""
+    """The first server that lists a usable model, or ``None``. A given ``host`` is the only one asked."""
     candidates = [host] if host else [os.environ.get("OLLAMA_HOST") or "", LOOPBACK]
     for candidate in filter(None, candidates):
         model = _usable_model(candidate)
@@ -92,8 +92,8 @@ def _usable_model(host: str) -> tuple[str, str] | None:
 
     try:
         listed = client.list().models
-    except (OSError, HTTPError, InvalidURL, ResponseError, ValueError):  # nobody there, or nobody who speaks Ollama
-        return None
+    except (OSError, HTTPError, InvalidURL, ResponseError, ValueError):
+        return None  # nobody is there, or nobody who speaks Ollama
     for found in listed:
         families = (found.details.families or [found.details.family or ""]) if found.details else []
         embeds = "embed" in (found.model or "") or any("bert" in family for family in families)
@@ -104,7 +104,7 @@ def _usable_model(host: str) -> tuple[str, str] | None:
 
 @contextmanager
 def start_server(cache: Path, plan: InstallPlan, report: Report) -> Iterator[Server]:
-    """Install what is missing, start the server, and stop it (this process only) at the end, also on exceptions."""
+    """Install what is missing, start the server, and stop it (only it) at the end, also on exceptions."""
     parts = apply_install(plan._replace(cache=cache), report)
     with tempfile.TemporaryFile() as errors:
         process = _spawn(parts, errors)
@@ -114,7 +114,7 @@ def start_server(cache: Path, plan: InstallPlan, report: Report) -> Iterator[Ser
                 host,
                 MODEL_NAME,
                 MODEL_SHA256,
-                f"SmolLM2-135M-Instruct Q4_1, llama.cpp via node-llama-cpp {ENGINE_VERSION}, started by the demo",
+                f"SmolLM2-135M-Instruct Q4_1 in llama.cpp (node-llama-cpp {ENGINE_VERSION}), started here",
             )
         finally:
             _stop(process)
@@ -146,7 +146,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], errors: IO[bytes]) -> st
     while not (found := _READY.search(heard)):
         left = deadline - time.monotonic()
         if left <= 0:
-            raise DemoError(f"the model server was not ready after {READY_SECONDS:.0f} seconds{_last_words(errors)}")
+            raise DemoError(
+                f"the model server was not ready in {READY_SECONDS:.0f} seconds{_last_words(errors)}"
+            )
         if not select.select([process.stdout], [], [], left)[0]:
             continue
         part = process.stdout.read(4096)
