@@ -162,12 +162,13 @@ class Draft(NamedTuple):
 _PLACE = "0000-00-00T00:00:00.000000Z"  # as long as a stored time, so that sizes are known before it is
 
 
-def encode_draft(fields: Fields) -> Draft:
+def encode_draft(fields: Fields, *, own: bool = False) -> Draft:
     """Check one event and encode it up to its ``recorded_at`` (which must be ``""`` in ``fields``).
 
-    ``EntryRefused`` names the field and what would be accepted; nothing else is raised for bad content.
+    ``own`` admits what only the log itself may say. ``EntryRefused`` names the field and what would be accepted; nothing
+    else is raised for bad content.
     """
-    check_fields(fields)
+    check_fields(fields, own=own)
     if fields.details:
         plain = _plain(fields.details, "details", 1)
         if plain is not fields.details:
@@ -213,6 +214,11 @@ def encode(fields: Fields) -> bytes:
         return _encoder.encode(fields)
     except UnicodeEncodeError as e:
         raise _surrogate(fields) from e
+
+
+def encode_value(value: Any) -> bytes:
+    """One value in the spelling that a line would have, for comparing what a caller passes with what is stored."""
+    return _encoder.encode(_plain(value, "value", 0))
 
 
 def entry_of(fields: Fields, index: int, checksum: str) -> AuditEntry:

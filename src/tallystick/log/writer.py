@@ -106,7 +106,7 @@ class Writer:
             recorded_at="", event_type=event_type, actor=ent.OWN_ACTOR, actor_type="system", resource="log",
             action=action, outcome="success", details=details,
         )  # fmt: skip
-        return Event(encode_own(fields))
+        return Event(encode_draft(fields, own=True))
 
     # -- one group ---------------------------------------------------------------------------------------------------
 
@@ -449,27 +449,6 @@ class _Gap(NamedTuple):
                 "cause": "the log could not be written"}  # fmt: skip
 
 
-def encode_own(fields: Fields) -> Draft:
-    """Like ``encode_draft`` for what only the log itself may say."""
-    stand_in = "evt_" + "0" * 32
-    draft = encode_draft(_disguise(fields))
-    assert stand_in
-    return Draft(fields.event_id, draft.head, _undisguise(draft.tail, fields))
-
-
-def _disguise(fields: Fields) -> Fields:
-    """The same entry under a type and actor that the checks admit, of the same place in the line."""
-    import msgspec
-
-    return msgspec.structs.replace(fields, event_type="own.entry", actor="own")
-
-
-def _undisguise(tail: bytes, fields: Fields) -> bytes:
-    old = b'"event_type":"own.entry","actor":"own"'
-    new = f'"event_type":"{fields.event_type}","actor":"{fields.actor}"'.encode()
-    return tail.replace(old, new, 1)
-
-
 def _same_or_conflict(given: Given, stored: Fields, payloads_match: bool) -> None:
     ignored = ("recorded_at", "payloads") if given.timestamp_given else ("recorded_at", "payloads", "timestamp")
     different = [
@@ -486,9 +465,7 @@ def _same_or_conflict(given: Given, stored: Fields, payloads_match: bool) -> Non
 
 
 def _shown(value: Any) -> bytes:
-    import msgspec
-
-    return msgspec.json.encode(value)
+    return ent.encode_value(value)
 
 
 def _equal_payloads(a: Event, b: Event) -> bool:

@@ -43,6 +43,11 @@ class FolderLock:
         self._turnstile: int | None = None
         self._jobs: queue.SimpleQueue[_Wait] | None = None
 
+    @property
+    def fd(self) -> int | None:
+        """The open descriptor of the lock file, if any."""
+        return self._fd
+
     @contextlib.contextmanager
     def held(self, wait_s: float) -> Iterator[None]:
         """Hold the lock; ``LogBusy`` after ``wait_s`` seconds."""

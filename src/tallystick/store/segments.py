@@ -24,6 +24,7 @@ _CHUNK = 1 << 20
 _LINE_MAX = 1 << 17  # a line without newline beyond this is no line; readers stop there
 HEAD_BYTES_MAX = 4096
 HASH = 32
+RESERVE_BYTES = 64 * 1024
 
 
 def segment_name(start: int) -> str:
@@ -150,10 +151,23 @@ class SegmentStore:
         """First index and size in bytes, now, of the growing segment that this handle has open."""
         return None if self._fd is None else (self._start, os.fstat(self._fd).st_size)
 
+    def moved(self) -> bool:
+        """True if the open segment or the lock is no longer the file at its path: the folder was replaced."""
+        pairs = [(self._fd, self.folder / "segments" / segment_name(self._start)), (self.lock.fd, self.folder / "lock")]
+        for fd, path in pairs:
+            if fd is not None:
+                try:
+                    if os.stat(path).st_ino != os.fstat(fd).st_ino:
+                        return True
+                except FileNotFoundError:
+                    return True
+        return False
+
     def attach(self, segment: Segment, offset: int) -> None:
         """Go on writing ``segment`` at ``offset``, where its last known line ends."""
         if self._start != segment.start or self._fd is None:
             close_quietly(self._fd)
+            self._fd = None
             self._fd = self._disk.open(self.folder / "segments" / segment.name, os.O_RDWR)
             self._start = segment.start
         self._end = offset
@@ -236,6 +250,25 @@ class SegmentStore:
             self._disk.truncate(self._head_fd, len(note))
         self._head_bytes = len(note)
         self._dirty.add(self._head_fd)
+
+    def make_reserve(self) -> None:
+        """Keep room for the entry that says that the disk was full."""
+        path = self.folder / "reserve"
+        if path.exists():
+            return
+        fd = self._disk.open(path, os.O_RDWR | os.O_CREAT, file_mode(self.folder), like=self.folder)
+        try:
+            self._disk.write_at(fd, bytes(RESERVE_BYTES), 0)
+        finally:
+            close_quietly(fd)
+
+    def release_reserve(self) -> bool:
+        """Give the reserved room back to the file system; False if it was given up already."""
+        try:
+            self._disk.unlink(self.folder / "reserve")
+        except OSError:
+            return False
+        return True
 
     def flush(self) -> None:
         """Sync tree and head, and the folder of the tree."""

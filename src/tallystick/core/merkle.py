@@ -1,0 +1,228 @@
+"""The Merkle tree: RFC 6962 §2.1, in the words of RFC 9162 §2.1.
+
+::
+
+    MTH({})          = SHA-256()                                     (RFC 6962 §2.1)
+    MTH({d})         = SHA-256(0x00 || d)                            leaf hash
+    MTH(D[0:n])      = SHA-256(0x01 || MTH(D[0:k]) || MTH(D[k:n]))   node hash, k = largest power of two < n
+
+A tree of five leaves, ``a`` to ``e``: the lone ``e`` is promoted, never duplicated. ::
+
+                 root
+               /      \\
+            abcd       e          Frontier(5) holds [abcd, e]: the perfect subtrees, largest first
+           /    \\
+         ab      cd
+
+Sizes are numbers of leaves, from 0 to 2⁶³−1; indexes count from 0; every hash has 32 bytes.
+Not here: where hashes are kept and how proofs are made (``tiles``), who signed a root (``checkpoint``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from .errors import VerificationError
+
+HASH_BYTES = 32
+SIZE_MAX = 2**63 - 1  # C2SP tlog-tiles and the int64 of every other implementation
+TILE_HEIGHT = 8  # C2SP tlog-tiles: a tile is a subtree of height 8
+EMPTY_ROOT: bytes = sha256().digest()
+
+
+def leaf_hash(line: bytes) -> bytes:
+    """SHA-256(0x00 || line): the leaf of an entry's stored bytes (RFC 6962 §2.1)."""
+    return sha256(b"\x00" + line).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """SHA-256(0x01 || left || right): the parent of two hashes (RFC 6962 §2.1)."""
+    return sha256(b"\x01" + left + right).digest()
+
+
+def parents(row: Sequence[bytes]) -> list[bytes]:
+    """The node hashes over the pairs of an even row, in order. This is where a million leaves spend their
+    time.
+    """
+    fresh = sha256(b"\x01").copy  # a state that has the 0x01: copying it is cheaper than setting up a new one
+    above = []
+    for left, right in zip(row[::2], row[1::2], strict=True):
+        state = fresh()
+        state.update(left + right)
+        above.append(state.digest())
+    return above
+
+
+class Frontier:
+    """The compact range [0, size): all that is needed to append and to know the root.
+
+    ``hashes`` are the roots of the perfect subtrees, largest first; one for each 1 bit of ``size``.
+    ``ValueError`` when that does not hold, or when a hash has not 32 bytes, or a size is not in 0..2⁶³−1.
+    """
+
+    __slots__ = ("hashes", "size")
+
+    def __init__(self, size: int = 0, hashes: Sequence[bytes] = ()) -> None:
+        if not 0 <= size <= SIZE_MAX:
+            raise ValueError(f"tree size {size} is not in 0..2**63-1")
+        if len(hashes) != size.bit_count() or any(len(h) != HASH_BYTES for h in hashes):
+            raise ValueError(f"a frontier of size {size} is {size.bit_count()} hashes of 32 bytes")
+        self.size = size
+        self.hashes = list(hashes)
+
+    def __repr__(self) -> str:
+        return f"Frontier(size={self.size})"
+
+    def copy(self) -> Frontier:
+        """Another frontier of the same state; neither sees what is appended to the other."""
+        return Frontier(self.size, self.hashes)
+
+    def root(self) -> bytes:
+        """MTH of everything appended so far; ``EMPTY_ROOT`` at size 0."""
+        if not self.hashes:
+            return EMPTY_ROOT
+        root = self.hashes[-1]
+        for left in self.hashes[-2::-1]:
+            root = node_hash(left, root)
+        return root
+
+    def append(self, leaf: bytes) -> list[list[bytes]]:
+        """``extend`` by one leaf hash."""
+        return self.extend((leaf,))
+
+    def extend(self, leaves: Sequence[bytes]) -> list[list[bytes]]:
+        """Append leaf hashes in order and return the roots of the tiles that became full by it.
+
+        Part k of the answer holds the roots of the subtrees of 256^(k+1) leaves, in order: what
+        ``tree/<k+1>`` grows by. Nothing is changed when ``ValueError`` is raised (a hash of another length, a
+        size beyond 2⁶³−1).
+        """
+        row = list(leaves)
+        if not set(map(len, row)) <= {HASH_BYTES}:
+            raise ValueError("a leaf hash has 32 bytes")
+        if self.size + len(row) > SIZE_MAX:
+            raise ValueError("a tree has at most 2**63-1 leaves")
+        grown = self.size + len(row)
+        edge = self.hashes.copy()  # its last hash is the lowest subtree that waits for a right sibling
+        odd: list[bytes] = []  # the lowest first: what will wait after this call
+        full: list[list[bytes]] = []
+        level = 0
+        while row:  # row: the subtrees of 2^level leaves that this call completed
+            if level and level % TILE_HEIGHT == 0:
+                full.append(row.copy())
+            if self.size >> level & 1:
+                row.insert(0, edge.pop())
+            if len(row) % 2:
+                odd.append(row.pop())
+            row = parents(row)
+            level += 1
+        self.hashes = edge + odd[::-1]
+        self.size = grown
+        return full
+
+
+def root_of(leaves: Sequence[bytes]) -> bytes:
+    """MTH over leaf hashes (RFC 6962 §2.1): n − 1 node hashes."""
+    frontier = Frontier()
+    frontier.extend(leaves)
+    return frontier.root()
+
+
+def _check_size(what: str, number: int) -> None:
+    # bool is an int to Python; True as an index would be a second spelling of 1
+    if type(number) is not int or not 0 <= number <= SIZE_MAX:
+        raise VerificationError(f"{what} is not an integer in 0..2**63-1")
+
+
+def _check_hashes(what: str, hashes: Sequence[bytes]) -> None:
+    # without this an empty "hash" would equal an empty root, and 33 bytes could move a boundary inside a node
+    if any(type(h) is not bytes or len(h) != HASH_BYTES for h in hashes):
+        raise VerificationError(f"{what} is not 32 bytes")
+
+
+def _check_root(size: int, root: bytes) -> None:
+    if (size == 0) is not (root == EMPTY_ROOT):
+        raise VerificationError("the root of the empty tree belongs to size 0 and to no other size")
+
+
+def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes], root: bytes) -> None:
+    """Check that ``leaf`` is at ``index`` of the tree of ``size`` leaves with this ``root`` (RFC 9162
+    §2.1.3.2).
+
+    ``proof`` starts with the leaf's sibling; its length is exactly what index and size demand. Raises
+    ``VerificationError`` for anything else, arguments of a wrong type included.
+    """
+    _check_size("index", index)
+    _check_size("tree size", size)
+    _check_hashes("leaf hash", (leaf,))
+    _check_hashes("root hash", (root,))
+    _check_hashes("a proof hash", proof)
+    if index >= size:
+        raise VerificationError(f"index {index} is not in a tree of size {size}")
+    fn, sn, r = index, size - 1, leaf
+    for p in proof:
+        if sn == 0:
+            raise VerificationError("the inclusion proof is too long")
+        if fn & 1 or fn == sn:
+            r = node_hash(p, r)
+            while fn and not fn & 1:  # r was a lone right node: it is promoted to where it has a sibling
+                fn, sn = fn >> 1, sn >> 1
+        else:
+            r = node_hash(r, p)
+        fn, sn = fn >> 1, sn >> 1
+    if sn:
+        raise VerificationError("the inclusion proof is too short")
+    if r != root:
+        raise VerificationError(f"entry {index} is not in the tree of size {size} with this root")
+
+
+def verify_consistency(size1: int, size2: int, root1: bytes, root2: bytes, proof: Sequence[bytes]) -> None:
+    """Check that the tree of ``size2`` leaves begins with the tree of ``size1`` leaves (RFC 9162 §2.1.4.2).
+
+    The proof is empty when the sizes are equal or ``size1`` is 0. Raises ``VerificationError`` for anything
+    else, arguments of a wrong type included.
+    """
+    _check_size("tree size", size1)
+    _check_size("tree size", size2)
+    _check_hashes("root hash", (root1, root2))
+    _check_hashes("a proof hash", proof)
+    _check_root(size1, root1)
+    _check_root(size2, root2)
+    if size1 > size2:
+        raise VerificationError(f"a tree of size {size2} cannot extend one of size {size1}")
+    if size1 in (0, size2):
+        if proof:
+            raise VerificationError("the consistency proof is too long")
+        if size1 and root1 != root2:
+            raise VerificationError(f"two roots for the same tree size {size1}")
+        return
+    fold1, fold2 = _fold_consistency(size1, size2, root1, proof)
+    if fold1 != root1 or fold2 != root2:
+        raise VerificationError(f"the tree of size {size2} does not extend that of size {size1}")
+
+
+def _fold_consistency(size1: int, size2: int, root1: bytes, proof: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Both roots as the proof tells them, for 0 < size1 < size2 (RFC 9162 §2.1.4.2, steps 2 to 7)."""
+    path = list(proof)
+    if size1 & (size1 - 1) == 0:
+        path.insert(0, root1)  # a perfect tree is its own first hash and is left out of the proof
+    if not path:
+        raise VerificationError("the consistency proof is too short")
+    fn, sn = size1 - 1, size2 - 1
+    while fn & 1:
+        fn, sn = fn >> 1, sn >> 1
+    fr = sr = path[0]
+    for c in path[1:]:
+        if sn == 0:
+            raise VerificationError("the consistency proof is too long")
+        if fn & 1 or fn == sn:
+            fr, sr = node_hash(c, fr), node_hash(c, sr)
+            while fn and not fn & 1:
+                fn, sn = fn >> 1, sn >> 1
+        else:
+            sr = node_hash(sr, c)
+        fn, sn = fn >> 1, sn >> 1
+    if sn:
+        raise VerificationError("the consistency proof is too short")
+    return fr, sr

@@ -1,0 +1,103 @@
+"""Inclusion proofs that travel alone: ``.tlog-proof`` files (C2SP tlog-proof v1).
+
+::
+
+    c2sp.org/tlog-proof@v1
+    extra YWdlLXYxLjIuMQ==
+    index 5
+    gSKyXoYZUgZ6jduWYrkDOARinOMGJveXjgMkBTcdPlQ=
+    B95lDa8R83lS8n0eG+o0buTxRKQTYFi//1U8anccXmA=
+
+    example.com/log
+    7
+    sFodV/vSp5O8n9a8QpW6PRY97tfOSW5bsc2Xl/EQi08=
+
+    — example.com/log hI2DJw…
+
+The ``extra`` line is optional and covered by NO signature. The hashes start with the leaf's sibling; the
+checkpoint follows verbatim, with all its signatures. Limits: 63 hashes, 1 MiB. Not here: whether enough
+witnesses signed (``policy``), how the proof is made (``tiles``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .checkpoint import Checkpoint, open_checkpoint, parse_number
+from .errors import Malformed
+from .merkle import HASH_BYTES, SIZE_MAX, leaf_hash, verify_inclusion
+from .note import VerifierKey, decode_base64, encode_base64, split
+
+HASHES_MAX = 63  # a tree of 2**63-1 leaves is 63 levels high
+PROOF_BYTES_MAX = 1 << 20
+_HEADER = "c2sp.org/tlog-proof@v1"
+
+
+@dataclass(frozen=True, slots=True)
+class InclusionProof:
+    """Entry ``index`` is in the tree of the checkpoint, if ``verify`` says so. ``extra`` is authenticated by
+    nobody.
+
+    ``Malformed`` when the parts cannot be written. Until ``verify`` has returned, every field is a claim.
+    """
+
+    index: int
+    hashes: tuple[bytes, ...]
+    checkpoint: bytes
+    extra: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.index) is not int or not 0 <= self.index <= SIZE_MAX:
+            raise Malformed("an index is an integer in 0..2**63-1")
+        if len(self.hashes) > HASHES_MAX or any(len(h) != HASH_BYTES for h in self.hashes):
+            raise Malformed(f"an inclusion proof is at most {HASHES_MAX} hashes of 32 bytes")
+        if self.extra == b"":
+            raise Malformed("extra data that is empty is left out")
+        Checkpoint.parse(split(self.checkpoint)[0])
+
+    def format(self) -> bytes:
+        """The bytes of the file. ``Malformed`` when they are more than 1 MiB."""
+        lines = [_HEADER]
+        if self.extra is not None:
+            lines.append(f"extra {encode_base64(self.extra)}")
+        lines += [f"index {self.index}", *map(encode_base64, self.hashes), "", ""]
+        whole = "\n".join(lines).encode("ascii") + self.checkpoint
+        if len(whole) > PROOF_BYTES_MAX:
+            raise Malformed("the proof is larger than 1 MiB")
+        return whole
+
+    @classmethod
+    def parse(cls, proof: bytes) -> InclusionProof:
+        """Read a file. ``Malformed`` unless it is, byte for byte, what ``format`` writes."""
+        if len(proof) > PROOF_BYTES_MAX:
+            raise Malformed("the proof is larger than 1 MiB")
+        head, _, checkpoint = proof.partition(b"\n\n")
+        try:
+            first, *lines = head.decode("ascii").split("\n")
+        except UnicodeDecodeError:
+            raise Malformed("the proof is not ASCII before its checkpoint") from None
+        if first != _HEADER:
+            raise Malformed(f"a proof starts with {_HEADER}")
+        extra = None
+        if lines and lines[0].startswith("extra "):
+            extra = decode_base64(lines.pop(0).removeprefix("extra "))
+        if not lines or not lines[0].startswith("index "):
+            raise Malformed("a proof has its index after the first line or the extra line")
+        index = parse_number(lines.pop(0).removeprefix("index "))
+        if len(lines) > HASHES_MAX:
+            raise Malformed(f"an inclusion proof is at most {HASHES_MAX} hashes")
+        parsed = cls(index, tuple(map(decode_base64, lines)), checkpoint, extra)
+        assert parsed.format() == proof, "each part has one spelling"
+        return parsed
+
+    def verify(self, line: bytes, keys: Sequence[VerifierKey], *, origin: str | None = None) -> Checkpoint:
+        """The checkpoint whose tree holds ``line`` (an entry's stored bytes) at ``index``.
+
+        In the order of tlog-proof: leaf hash, origin and log key, inclusion; the witnesses' quorum is the
+        caller's. ``Malformed``, ``UnknownSigner`` and ``VerificationError`` as in ``open_checkpoint``,
+        ``verify_inclusion``.
+        """
+        checkpoint = open_checkpoint(self.checkpoint, keys, origin=origin)
+        verify_inclusion(self.index, checkpoint.size, leaf_hash(line), self.hashes, checkpoint.root)
+        return checkpoint
