@@ -38,8 +38,7 @@ _OWN_ORIGIN = re.compile(r"[a-z0-9./-]{1,120}", re.ASCII)
 def check_origin(text: str) -> None:
     """The rule for logs that we make: 1 to 120 characters of ``[a-z0-9.-/]``. ``Malformed`` otherwise.
 
-    Such an origin is a key name, a file name part and a URL without any escaping. Other people's logs may
-    differ.
+    Such an origin is a key name, a file name part and a URL without any escaping. Other logs may differ.
     """
     if not _OWN_ORIGIN.fullmatch(text):
         raise Malformed("an origin is 1 to 120 characters of a-z, 0-9, dot, hyphen and slash")
@@ -60,9 +59,7 @@ def _check_line(what: str, text: str, bytes_max: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a log states: its first ``size`` entries have this ``root``. ``Malformed`` when that cannot be
-    written.
-    """
+    """A log says: its first ``size`` entries have this ``root``. ``Malformed`` when no text says so."""
 
     origin: str
     size: int
@@ -94,14 +91,13 @@ class Checkpoint:
             raise Malformed("a checkpoint is origin, tree size and root hash, each ending in a newline")
         origin, size, root, *extensions = lines[:-1]
         checkpoint = cls(origin, parse_number(size), decode_base64(root), tuple(extensions))
-        assert checkpoint.format() == text, "each part has one spelling"
+        if checkpoint.format() != text:
+            raise Malformed("not the one spelling of a checkpoint")
         return checkpoint
 
 
 def sign_checkpoint(checkpoint: Checkpoint, *signers: SignerKey) -> bytes:
-    """The note of a checkpoint. Whoever calls this has made sure that it extends the last one signed
-    (tlog-checkpoint).
-    """
+    """The note of a checkpoint. The caller has made sure that it extends the last one signed."""
     return sign(checkpoint.format(), *signers)
 
 

@@ -42,15 +42,14 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 def parents(row: Sequence[bytes]) -> list[bytes]:
-    """The node hashes over the pairs of an even row, in order. This is where a million leaves spend their
-    time.
-    """
+    """The node hashes over the pairs of an even row, in order. Here a million leaves spend their time."""
     fresh = sha256(b"\x01").copy  # a state that has the 0x01: copying it is cheaper than setting up a new one
-    above = []
+    above: list[bytes] = []
+    append = above.append
     for left, right in zip(row[::2], row[1::2], strict=True):
         state = fresh()
         state.update(left + right)
-        above.append(state.digest())
+        append(state.digest())
     return above
 
 
@@ -147,8 +146,7 @@ def _check_root(size: int, root: bytes) -> None:
 
 
 def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes], root: bytes) -> None:
-    """Check that ``leaf`` is at ``index`` of the tree of ``size`` leaves with this ``root`` (RFC 9162
-    §2.1.3.2).
+    """Check that ``leaf`` is at ``index`` of the tree with this ``size`` and ``root`` (RFC 9162 §2.1.3.2).
 
     ``proof`` starts with the leaf's sibling; its length is exactly what index and size demand. Raises
     ``VerificationError`` for anything else, arguments of a wrong type included.

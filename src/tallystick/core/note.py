@@ -4,7 +4,7 @@
 
     This is an example message.
 
-    — example.com/foo Uw2QOkn8srV1yJGh2VYRlL1Tnagv1YEq6TfXppzi2ONncAlTgK7Ztg1ERYNZXsYjOBH3mFXmRKuwHjG1Yu72IneyaQM=
+    — example.com/foo Uw2QOkn8srV1yJGh2VYRlL1Tnagv1YEq6TfXppzi2ONncAlTgK7Ztg1ERYNZXsYjOBH3mFXmRKuwHjG1Yu72I…
 
     vkey  example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k
 
@@ -43,7 +43,7 @@ _PUBLIC_BYTES = {ED25519: 32, COSIGNATURE_ED25519: 32, COSIGNATURE_ML_DSA_44: 13
 _CONTROL = re.compile(rb"[\x00-\x09\x0b-\x1f]")
 _SIGNATURE_START = "— "  # U+2014, U+0020
 
-# The y coordinates of the eight points of small order (RFC 7748 §4.1 with RFC 8032 §5.1: 1, −1, 0 and ±y of order 8).
+# The y coordinates of the eight points of small order (curve of RFC 8032 §5.1): 1, −1, 0, ±y of order 8.
 # A key with one of them "verifies" signatures that nobody made.
 _P = 2**255 - 19
 _Y8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD83D3D706A17C7
@@ -92,9 +92,7 @@ def _check_public(algorithm: int, public: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class VerifierKey:
-    """Who may have signed: name, key ID, algorithm byte and public key. Made by ``of`` or ``parse``, which
-    check it.
-    """
+    """Who may have signed: name, key ID, algorithm byte, public key. Made by ``of`` or ``parse``."""
 
     name: str
     key_id: int
@@ -103,9 +101,7 @@ class VerifierKey:
 
     @classmethod
     def of(cls, name: str, public: bytes, *, algorithm: int = ED25519) -> VerifierKey:
-        """The key with its ID computed. ``Malformed`` for a bad name, length, or a weak or non-canonical
-        Ed25519 key.
-        """
+        """The key with its ID. ``Malformed``: bad name or length, weak or non-canonical Ed25519 key."""
         if algorithm not in _PUBLIC_BYTES:
             raise Malformed(f"algorithm {algorithm:#04x} is not known here")
         _check_name(name)
@@ -144,7 +140,8 @@ class VerifierKey:
         try:
             Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
         except (InvalidSignature, ValueError):  # ValueError: not a point of the curve
-            raise VerificationError(f"the signature by {self.name}+{self.key_id:08x} does not verify") from None
+            signer = f"{self.name}+{self.key_id:08x}"
+            raise VerificationError(f"the signature by {signer} does not verify") from None
 
 
 class SignerKey:
@@ -180,9 +177,7 @@ class SignerKey:
         return key
 
     def format(self) -> str:
-        """``PRIVATE+KEY+<name>+<8 hex>+<base64(0x01 || seed)>``: the secret itself, for a file that only its
-        owner reads.
-        """
+        """``PRIVATE+KEY+<name>+<8 hex>+<base64(0x01 || seed)>``: the secret itself."""
         raw = bytes([ED25519]) + self._private.private_bytes_raw()
         return f"PRIVATE+KEY+{self.name}+{self.verifier.key_id:08x}+{encode_base64(raw)}"
 
@@ -201,9 +196,7 @@ class Signature:
 
     @classmethod
     def parse(cls, line: str) -> Signature:
-        """Read a line without its newline. ``Malformed`` unless name and base64 are as signed-note wants
-        them.
-        """
+        """Read a line without its newline. ``Malformed`` unless it is what ``format`` writes."""
         if not line.startswith(_SIGNATURE_START):
             raise Malformed("a signature line starts with an em dash and a space")
         name, _, encoded = line[len(_SIGNATURE_START) :].partition(" ")
@@ -215,14 +208,13 @@ class Signature:
 
     def format(self) -> str:
         """The line without its newline."""
-        return f"{_SIGNATURE_START}{self.name} {encode_base64(self.key_id.to_bytes(4, 'big') + self.signature)}"
+        raw = self.key_id.to_bytes(4, "big") + self.signature
+        return f"{_SIGNATURE_START}{self.name} {encode_base64(raw)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """An opened note: its text (ends in a newline), the signatures that hold, and those of keys that were not
-    given.
-    """
+    """An opened note: its text (ends in a newline), the signatures that hold, and those by keys not given."""
 
     text: str
     verified: tuple[Signature, ...]
@@ -313,7 +305,7 @@ def _encode(text: str) -> bytes:
 def _join(text: str, signatures: Sequence[Signature]) -> bytes:
     lines = "".join(s.format() + "\n" for s in signatures)
     note = _encode(f"{text}\n{lines}")
-    # what leaves here is read back first: a text without final newline or with control bytes ends at this line
+    # what leaves here is read back first: a text without final newline or with control bytes ends here
     if split(note) != (text, tuple(signatures)):
         raise Malformed("the text does not end in a newline")
     return note

@@ -44,9 +44,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """A witness: its name within this policy, its key (which has a name of its own), and where it is, if
-    said.
-    """
+    """A witness: its name within this policy, its key (with a name of its own), and where it is, if said."""
 
     name: str
     key: VerifierKey
@@ -76,8 +74,7 @@ class Policy:
 
     @classmethod
     def parse(cls, policy: bytes) -> Policy:
-        """Read a policy file. ``Malformed``, naming the line, for what tlog-policy or the limits here forbid.
-        """
+        """Read a policy file. ``Malformed``, naming the line, for what tlog-policy or our limits forbid."""
         definitions = _Definitions()
         for number, words in _lines(policy):
             try:
@@ -138,7 +135,8 @@ def _lines(policy: bytes) -> Iterator[tuple[int, list[str]]]:
     except UnicodeDecodeError:
         raise Malformed("the policy is not UTF-8") from None
     for number, line in enumerate(text[:-1].split("\n"), 1):
-        words = [word for word in re.split(r"[ \t]+", line) if word]  # not str.split(): it knows Unicode's spaces
+        # not str.split(): it knows Unicode's spaces, which belong to names here
+        words = [word for word in re.split(r"[ \t]+", line) if word]
         if words and not words[0].startswith("#"):
             yield number, words
 

@@ -88,7 +88,8 @@ class InclusionProof:
         if len(lines) > HASHES_MAX:
             raise Malformed(f"an inclusion proof is at most {HASHES_MAX} hashes")
         parsed = cls(index, tuple(map(decode_base64, lines)), checkpoint, extra)
-        assert parsed.format() == proof, "each part has one spelling"
+        if parsed.format() != proof:
+            raise Malformed("not the one spelling of a proof")
         return parsed
 
     def verify(self, line: bytes, keys: Sequence[VerifierKey], *, origin: str | None = None) -> Checkpoint:

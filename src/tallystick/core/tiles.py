@@ -23,22 +23,19 @@ TILE_WIDTH = 256
 LEVEL_MAX = 63  # C2SP tlog-tiles, "Merkle Tree"; with 64-bit sizes no level above 7 is ever filled
 
 Read = Callable[[int, int, int], bytes]
-"""``read(level, start, count)``: exactly ``count`` hashes (32 bytes each) of ``tree/<level>`` from hash
-``start`` on.
-"""
+"""``read(level, start, count)``: exactly ``count`` × 32 bytes of ``tree/<level>`` from ``start``."""
 
 _Range = tuple[int, int]  # leaves [lo, hi): perfect, or at the right edge of the tree
 _Node = tuple[int, int]  # (height, number): root of the leaves [number << height, (number + 1) << height)
 
 _TILE_PATH = re.compile(
-    r"tile/(?P<level>[0-9]{1,2})/(?P<index>(?:x[0-9]{3}/){0,6}[0-9]{3})(?:\.p/(?P<width>[0-9]{1,3}))?", re.ASCII
+    r"tile/(?P<level>[0-9]{1,2})/(?P<index>(?:x[0-9]{3}/){0,6}[0-9]{3})(?:\.p/(?P<width>[0-9]{1,3}))?",
+    re.ASCII,
 )
 
 
 def frontier_at(read: Read, size: int) -> Frontier:
-    """The compact range [0, size), with at most one read per level. ``ValueError`` for a size not in
-    0..2⁶³−1.
-    """
+    """The compact range [0, size), with one read per level. ``ValueError`` for a size not in 0..2⁶³−1."""
     if not 0 <= size <= SIZE_MAX:
         raise ValueError(f"tree size {size} is not in 0..2**63-1")
     cover = _cover((0, size))
@@ -96,9 +93,7 @@ def prove_consistency(read: Read, size1: int, size2: int) -> list[bytes]:
 
 
 def _split(lo: int, hi: int) -> int:
-    """Where RFC 6962 §2.1 divides the leaves [lo, hi): lo + the largest power of two smaller than their
-    number.
-    """
+    """Where RFC 6962 §2.1 divides [lo, hi): lo + the largest power of two smaller than hi − lo."""
     return lo + (1 << ((hi - lo - 1).bit_length() - 1))
 
 
@@ -114,9 +109,7 @@ def _cover(leaves: _Range) -> list[_Node]:
 
 
 def _hashes_of(read: Read, ranges: Iterable[_Range]) -> list[bytes]:
-    """MTH of each range of leaves. The ranges do not overlap, so that each subtree read belongs to one of
-    them.
-    """
+    """MTH of each range of leaves. Ranges do not overlap: each subtree read belongs to one of them."""
     covers = [_cover(leaves) for leaves in ranges]
     found = _read_nodes(read, [node for cover in covers for node in cover])
     hashes = []
@@ -128,9 +121,7 @@ def _hashes_of(read: Read, ranges: Iterable[_Range]) -> list[bytes]:
 
 
 def _read_nodes(read: Read, nodes: Iterable[_Node]) -> dict[_Node, bytes]:
-    """The hashes of perfect subtrees: one read per tile that has something of them, then folded to their
-    height.
-    """
+    """The hashes of perfect subtrees: one read per tile that has something of them, then folded up."""
     places: dict[_Node, tuple[int, int, int]] = {}  # level and the hashes [start, stop) of it below the node
     spans: dict[tuple[int, int], _Range] = {}  # (level, tile) -> the hashes of the level to be read there
     for height, number in nodes:
@@ -155,7 +146,7 @@ def _read_nodes(read: Read, nodes: Iterable[_Node]) -> dict[_Node, bytes]:
 def _read_row(read: Read, level: int, start: int, stop: int) -> list[bytes]:
     packed = read(level, start, stop - start)
     if len(packed) != (stop - start) * HASH_BYTES:
-        raise ValueError(f"read(level={level}, start={start}) gave {len(packed)} bytes for {stop - start} hashes")
+        raise ValueError(f"{stop - start} hashes of level {level} were read as {len(packed)} bytes")
     return [packed[i : i + HASH_BYTES] for i in range(0, len(packed), HASH_BYTES)]
 
 
@@ -174,14 +165,14 @@ def tile_path(level: int, index: int, width: int = TILE_WIDTH) -> str:
 
 
 def parse_tile_path(path: str) -> tuple[int, int, int]:
-    """(level, index, width) of a tile's path. ``Malformed`` for everything that ``tile_path`` does not write.
-    """
+    """(level, index, width) of a tile's path. ``Malformed`` for all that ``tile_path`` does not write."""
     match = _TILE_PATH.fullmatch(path)
     if match is None:
         raise Malformed("not the path of a tile")
     level, index = int(match["level"]), int(match["index"].replace("x", "").replace("/", ""))
     width = TILE_WIDTH if match["width"] is None else int(match["width"])
     # one comparison refuses leading zeros, x000/, .p/0 and .p/256
-    if level > LEVEL_MAX or index > SIZE_MAX or not 1 <= width <= TILE_WIDTH or tile_path(level, index, width) != path:
+    in_range = level <= LEVEL_MAX and index <= SIZE_MAX and 1 <= width <= TILE_WIDTH
+    if not in_range or tile_path(level, index, width) != path:
         raise Malformed("not the path of a tile")
     return level, index, width
