@@ -1,0 +1,1 @@
+"""The edges where events come in."""

@@ -1,0 +1,87 @@
+"""``log.toml``: what was decided when the log was made, and may be changed later (the change becomes an entry)."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from .clock import zone
+from .core.checkpoint import check_origin
+from .core.errors import ConfigError, Malformed
+
+
+class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``keep``: ``previews`` (arguments and results of audited functions, 500 characters each, encrypted) or ``none``."""
+
+    keep: str = "previews"
+
+
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``days``: entries older than this may be archived."""
+
+    days: int = 365
+
+
+class Segments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``bytes``: a segment is sealed at the first group that would make it larger."""
+
+    bytes: int = 64 * 1024 * 1024
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file. ``keys`` is relative to the log folder."""
+
+    format: int
+    origin: str
+    timezone: str
+    keys: str
+    content: Content = Content()
+    retention: Retention = Retention()
+    segments: Segments = Segments()
+
+
+def build_settings(origin: str, timezone: str, keys: str, retention_days: int) -> bytes:
+    """The text of a new ``log.toml``."""
+    return f"""# tallystick log. A change here becomes an entry (log.config) at the next append.
+format = 1
+origin = "{origin}"
+timezone = "{timezone}"   # days asked for are days here; stored times are UTC
+keys = "{keys}"
+
+[content]
+keep = "previews"         # previews | none: values of arguments and results of audited functions, encrypted
+
+[retention]
+days = {retention_days}
+
+[segments]
+bytes = {Segments().bytes}
+""".encode()
+
+
+def read_settings(folder: Path) -> Settings:
+    """``ConfigError`` names the file and what is wrong."""
+    path = folder / "log.toml"
+    try:
+        settings = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Settings)
+        check_origin(settings.origin)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is not there; {folder} is not a log of this program") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, Malformed) as e:
+        raise ConfigError(f"{path}: {e}") from e
+    if settings.format != 1:
+        raise ConfigError(f"{path}: format {settings.format} is newer than this program, which knows format 1")
+    if settings.content.keep not in ("previews", "none"):
+        raise ConfigError(f'{path}: content.keep is "previews" or "none"')
+    if settings.retention.days < 0 or settings.segments.bytes < 4096:
+        raise ConfigError(f"{path}: retention.days is at least 0, segments.bytes at least 4096")
+    zone(settings.timezone)
+    return settings
+
+
+def keys_folder(folder: Path, settings: Settings) -> Path:
+    """Where the keys are."""
+    return Path(os.path.normpath(folder / settings.keys))

@@ -1,0 +1,56 @@
+"""The keeper: a thread that makes head, tree and mark durable and fills the index, at most a second after they were written
+(STORAGE rule 10). Off the acknowledged path: what it does can be computed again from the lines."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+from ..core.errors import AuditError
+from ..keys import KeyFolder
+from ..store import Store
+from .view import LogView
+from .writer import Writer
+
+PERIOD_S = 0.5
+
+
+class Keeper:
+    """Runs while its writer writes; started by the first append."""
+
+    def __init__(self, writer: Writer, store: Store, keys: KeyFolder, view: LogView) -> None:
+        self._writer, self._store, self._keys, self._view = writer, store, keys, view
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread if it is not running."""
+        if self._thread is None:
+            self._stop = threading.Event()
+            self._thread = threading.Thread(target=self._run, args=(self._stop,), name="tallystick-keeper", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop and wait; what is not yet durable is left to ``Writer.close``."""
+        if self._thread is not None:
+            self._stop.set()
+            self._writer.written.set()
+            self._thread.join()
+            self._thread = None
+
+    def after_fork(self) -> None:
+        """In the child: the thread is the parent's."""
+        self._thread = None
+
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            self._writer.written.wait()
+            if stop.wait(PERIOD_S):
+                return
+            self._writer.written.clear()
+            with self._writer.busy:
+                with contextlib.suppress(OSError):  # a failed sync has marked the store as broken: the next append says so
+                    self._store.flush()
+                    self._keys.sync()
+            with contextlib.suppress(AuditError, OSError):
+                self._view.fill()
