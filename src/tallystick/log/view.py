@@ -100,6 +100,10 @@ class LogView:
         self._history = (size, known)
         return known
 
+    def key_lines(self) -> dict[int, Fields]:
+        """The lifecycle lines that the history was read from, by index."""
+        return dict(self._key_lines)
+
     def forget(self) -> None:
         """Read the history again from the files."""
         self._key_lines, self._key_lines_upto, self._history = {}, 0, None

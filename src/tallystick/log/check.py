@@ -1,0 +1,482 @@
+"""Verifying a log: every stored line against the signed tree, and everything derived against the lines (STORAGE 17, 21).
+
+Nothing here raises for what is wrong with a log: each break becomes a finding with index, file and byte offset. The key is given
+by the caller, who knows what is trusted (``verification``). No network, no clock beyond the second that a head may be in flight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .. import index as idx
+from ..core import entry as ent
+from ..core.checkpoint import Checkpoint, open_checkpoint
+from ..core.epoch import History, is_own
+from ..core.errors import AuditError, Malformed, StoreError, VerificationError
+from ..core.merkle import HASH_BYTES, Frontier, leaf_hash
+from ..core.note import split
+from ..core.tiles import frontier_at, root_at
+from ..core.verify import Finding, Span, Verdict, align, merge
+from ..keys import Mark
+from ..store import Segment, Store
+from ..vault import Place, Vault
+from .view import LogView
+
+FINDINGS_MAX = 1000
+SAME_MAX = 20_000  # beyond so many lines that disagree in one segment they are named as a range
+
+
+class Reference(NamedTuple):
+    """A size and root that are known from elsewhere: memory, mark, a checkpoint kept, and how to call it."""
+
+    size: int
+    root: bytes
+    source: str
+
+
+class Checker:
+    """One verification of one store."""
+
+    def __init__(self, store: Store, view: LogView, vault: Vault, index: idx.Index | None) -> None:
+        self._store, self._view, self._vault, self._index = store, view, vault, index
+        self.verdict = Verdict(origin=view.genesis.origin)
+        self._history: History | None = None
+        self._roots: dict[int, bytes] = {}
+        self._bad: set[int] = set()
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def head(self) -> Checkpoint | None:
+        """Genesis, entry 0, head. None if there is no head that could be believed; the findings say why."""
+        try:
+            genesis = self._view.genesis.open()
+        except AuditError as e:
+            self._find("bad_signature", f"log.vkey: {e}", file="log.vkey")
+            return None
+        try:
+            head = self._view.head()
+        except AuditError as e:
+            self._bad_head(e)
+            return None
+        with contextlib.suppress(AuditError):
+            if root_at(self._first_leaf, 1) != genesis.root:
+                self._find("replaced", "entry 0 is not the one that the genesis checkpoint names", index=0)
+        self._history = self._view.history(head.size)
+        self.verdict.tree_size, self.verdict.root = head.size, head.checkpoint.root.hex()
+        return head.checkpoint
+
+    def _first_leaf(self, level: int, start: int, count: int) -> bytes:
+        first = self._view.at(0, 1)
+        return leaf_hash(first.line) if first is not None else self._store.hashes(level, start, count)
+
+    def _bad_head(self, error: AuditError) -> None:
+        note = None
+        with contextlib.suppress(AuditError):
+            note = self._store.head()
+        if note is None:
+            self._find("missing", "there is no checkpoint: nothing says how long this log is", file="checkpoint")
+        else:
+            with contextlib.suppress(AuditError):
+                self.verdict.tree_size = Checkpoint.parse(split(note)[0]).size
+            self._find("bad_signature", f"the head is not signed by this log ({error})", file="checkpoint")
+
+    def lines(self, head: Checkpoint, start: int = 0) -> None:
+        """Every stored line below the head (from ``start``, whose root is known to hold): leaf, tree, root."""
+        segments = [s for s in self._store.segments()]
+        first = segments[0].start if segments else head.size
+        self._gone(first)
+        frontier = self._base(max(first, start), head)
+        if frontier is None:
+            return
+        tree_holds = self._tree_gives(head)
+        agree = True
+        for at, segment in enumerate(segments):
+            stop = min(segments[at + 1].start if at + 1 < len(segments) else head.size, head.size)
+            if segment.start >= head.size:
+                break
+            if stop > frontier.size:
+                agree = self._segment(segment, stop, frontier, tree_holds, last=at + 1 == len(segments)) and agree
+        if not segments and head.size > first:
+            self._find("missing", "there are no segments", index=first, end=head.size)
+        elif agree and frontier.size == head.size and frontier.root() != head.root:
+            self._find("checksum_mismatch", f"the {head.size:,} lines do not give the signed root, and the tree files were "
+                       "changed with them: which lines cannot be told", index=first, end=head.size)  # fmt: skip
+        elif not tree_holds and agree and frontier.root() == head.root:
+            self._tree_differs(head)
+        self._beyond(head, segments)
+
+    def _gone(self, first: int) -> None:
+        """The prefix that is not here must be archived on record."""
+        assert self._history is not None
+        archived = self._history.archived_until()
+        if first > archived:
+            self._find("missing", f"entries #{archived:,}–#{first - 1:,} are not here and no entry says where they went",
+                       index=archived, end=first)  # fmt: skip
+        if archived and first:
+            self.verdict.not_proven.append(
+                f"content of #0–#{min(archived, first) - 1:,}: archived on record; hashes only (tally verify ARCHIVE)"
+            )
+
+    def _base(self, start: int, head: Checkpoint) -> Frontier | None:
+        if start == 0:
+            return Frontier()
+        try:
+            return frontier_at(self._store.hashes, min(start, head.size))
+        except StoreError as e:
+            self._find("missing", f"the tree below #{start:,} cannot be read ({e})", file="tree", index=0, end=start)
+            return None
+
+    def _tree_gives(self, head: Checkpoint) -> bool:
+        """True if the leaf hashes in ``tree/0`` give the signed root: then they tell which line is wrong."""
+        frontier = Frontier()
+        try:
+            for at in range(0, head.size, 1 << 16):
+                count = min(1 << 16, head.size - at)
+                frontier.extend(_cut(self._store.hashes(0, at, count)))
+        except StoreError:
+            return False
+        return frontier.root() == head.root
+
+    def _segment(self, segment: Segment, stop: int, frontier: Frontier, tree_holds: bool, *, last: bool) -> bool:
+        """Lines of one segment that should be [frontier.size, stop). True if they agree (or nothing can be said)."""
+        if segment.start > frontier.size:
+            self._find("missing", f"#{frontier.size:,}–#{segment.start - 1:,} are not here", index=frontier.size,
+                       end=segment.start)  # fmt: skip
+            frontier_hashes = self._expected(frontier.size, segment.start)
+            frontier.extend(frontier_hashes or [bytes(HASH_BYTES)] * (segment.start - frontier.size))
+            self._bad.update(range(0))
+        skip = frontier.size - segment.start
+        expected = self._expected(frontier.size, stop) if tree_holds else None
+        wanted, ok, at = stop - frontier.size, True, 0
+        leaves: list[bytes] = []
+        for batch in self._store.batches(segment):
+            lines = batch.lines[max(0, skip - at) :]
+            at += len(batch.lines)
+            room = wanted - len(leaves) if last else None
+            leaves.extend([leaf_hash(line) for line in lines[:room]])
+        if expected is not None and leaves != expected:
+            self._name_breaks(segment, frontier.size, skip, expected, leaves)
+            leaves, ok = expected, False
+        elif expected is None and len(leaves) != wanted:
+            self._wrong_number(segment, frontier.size + len(leaves), stop, len(leaves) - wanted)
+            leaves, ok = (leaves + [bytes(HASH_BYTES)] * wanted)[:wanted], False
+        frontier.extend(leaves)
+        return ok
+
+    def _expected(self, start: int, stop: int) -> list[bytes] | None:
+        try:
+            return _cut(self._store.hashes(0, start, stop - start))
+        except StoreError:
+            return None
+
+    def _wrong_number(self, segment: Segment, reached: int, stop: int, surplus: int) -> None:
+        if surplus < 0:
+            self._find("missing", f"{-surplus:,} lines are missing in segments/{segment.name}", index=reached, end=stop,
+                       file=f"segments/{segment.name}")  # fmt: skip
+        else:
+            self._find("duplicate", f"{surplus:,} lines too many in segments/{segment.name}", index=stop,
+                       file=f"segments/{segment.name}")  # fmt: skip
+
+    def _name_breaks(self, segment: Segment, base: int, skip: int, expected: list[bytes], found: list[bytes]) -> None:
+        file = f"segments/{segment.name}"
+        broken = align(expected, found)
+        places = self._places(segment, skip, {at for pairs in (broken.altered, broken.duplicate, broken.moved,
+                                                               broken.inserted) for _, at in pairs})  # fmt: skip
+        for i, at in broken.altered:
+            offset, fields = places.get(at, (None, None))
+            self._find("checksum_mismatch", f"entry #{base + i:,} is not the bytes that were signed", index=base + i,
+                       file=file, offset=offset, fields=fields)  # fmt: skip
+        for start, end in _runs(broken.missing):
+            text = f"#{base + start:,}" + ("" if end == start + 1 else f"–#{base + end - 1:,}")
+            self._find("missing", f"{text} not there", index=base + start, end=base + end, file=file)
+        for i, at in broken.duplicate:
+            offset, fields = places.get(at, (None, None))
+            self._find("duplicate", f"entry #{base + i:,} is there once more", index=base + i, file=file, offset=offset,
+                       fields=fields)  # fmt: skip
+        for i, at in broken.moved:
+            offset, fields = places.get(at, (None, None))
+            self._find("order", f"entry #{base + i:,} is not in its place", index=base + i, file=file, offset=offset,
+                       fields=fields)  # fmt: skip
+        for i, at in broken.inserted:
+            offset, fields = places.get(at, (None, None))
+            self._find("checksum_mismatch", f"a line that was never signed stands before #{base + i:,}", index=base + i,
+                       file=file, offset=offset, fields=fields)  # fmt: skip
+
+    def _places(self, segment: Segment, skip: int, wanted: set[int]) -> dict[int, tuple[int, ent.Fields | None]]:
+        """Byte offset and, where the line can still be read, its fields."""
+        found: dict[int, tuple[int, ent.Fields | None]] = {}
+        for batch in self._store.batches(segment):
+            offset = batch.offset
+            for number, line in enumerate(batch.lines, batch.index - segment.start - skip):
+                if number in wanted:
+                    fields = None
+                    with contextlib.suppress(Malformed):
+                        fields = ent.decode(line)
+                    found[number] = (offset, fields)
+                offset += len(line) + 1
+        return found
+
+    def _tree_differs(self, head: Checkpoint) -> None:
+        """The lines give the signed root, the tree files do not: name the leaf hashes that differ."""
+        at = 0
+        for batch in _batches(self._store, head.size):
+            leaves = [leaf_hash(line) for line in batch]
+            stored = self._expected(at, at + len(leaves))
+            if stored is None:
+                self.verdict.not_proven.append("tree/0 is shorter than the log; it is derived and comes back by itself")
+                return
+            for i, (a, b) in enumerate(zip(leaves, stored, strict=True), at):
+                if a != b:
+                    self._find("checksum_mismatch", f"tree/0 has another hash for entry #{i:,}; the line is as signed",
+                               index=i, file="tree/0", offset=i * HASH_BYTES)  # fmt: skip
+            at += len(leaves)
+
+    def upper_tree(self, head: Checkpoint) -> None:
+        """Rows above the leaf hashes, recomputed from the row below."""
+        level, width = 0, head.size
+        while width >= 256:
+            level, width = level + 1, width // 256
+            have = min(width, self._store.hash_count(level))
+            if have < width:
+                self.verdict.not_proven.append(f"tree/{level} is shorter than the log; it is derived and comes back")
+            for i in range(have):
+                frontier = Frontier()
+                with contextlib.suppress(StoreError):
+                    frontier.extend(_cut(self._store.hashes(level - 1, i * 256, 256)))
+                    if frontier.root() != self._store.hashes(level, i, 1):
+                        self._find("checksum_mismatch", f"tree/{level}: hash {i} is not that of the row below it",
+                                   index=i * 256**level, file=f"tree/{level}", offset=i * HASH_BYTES)  # fmt: skip
+
+    def _beyond(self, head: Checkpoint, segments: list[Segment]) -> None:
+        """Lines after the head: in flight if a head read now covers them, else an unsigned tail."""
+        if not segments or segments[-1].start > head.size:
+            if segments and segments[-1].start > head.size:
+                self._find("checksum_mismatch", f"segments/{segments[-1].name} begins after the end of the log",
+                           index=head.size, file=f"segments/{segments[-1].name}")  # fmt: skip
+            return
+        last, reached, offset = segments[-1], segments[-1].start, 0
+        for batch in self._store.batches(last):
+            lines = batch.lines[: head.size - reached]
+            reached += len(lines)
+            offset = batch.offset + sum(map(len, lines)) + len(lines)
+            if reached >= head.size:
+                break
+        if reached < head.size:
+            return
+        extra = last.size - (0 if head.size == last.start else offset)
+        if extra <= 0:
+            return
+        with contextlib.suppress(AuditError):
+            if self._view.open_head(self._store.head()).size > head.size:
+                return
+        self.verdict.findings.append(
+            Finding("missing", f"{extra:,} bytes after entry #{head.size - 1:,} are not signed (a writer that died, or lines "
+                    "added by hand); the next append takes them in and names them", 3, head.size,
+                    file=f"segments/{last.name}", offset=offset)  # fmt: skip
+        )
+        self.verdict.not_proven.append(f"unsigned tail from #{head.size:,}")
+
+    # -- what is known from elsewhere --------------------------------------------------------------------------------
+
+    def references(self, head: Checkpoint, known: list[Reference]) -> None:
+        """Sizes and roots from outside the folder: a smaller head is rolled back, another root another history."""
+        wanted = sorted({r.size for r in known if 0 < r.size <= head.size})
+        roots = self._roots_at(wanted)
+        for one in known:
+            if one.size > head.size:
+                self._find("rolled_back", f"{one.source} knows {one.size:,} entries, this log ends at {head.size:,}",
+                           index=head.size, end=one.size)  # fmt: skip
+            elif one.size and roots.get(one.size) != one.root:
+                self._find("replaced", f"the first {one.size:,} entries are not those that {one.source} knows",
+                           index=0, end=one.size)  # fmt: skip
+
+    def _roots_at(self, sizes: list[int]) -> dict[int, bytes]:
+        """Roots from the leaf hashes of the lines where they are here, else of ``tree/0``."""
+        found: dict[int, bytes] = {}
+        with contextlib.suppress(StoreError):
+            for size in sizes:
+                frontier = Frontier()
+                for at in range(0, size, 1 << 16):
+                    frontier.extend(_cut(self._store.hashes(0, at, min(1 << 16, size - at))))
+                found[size] = frontier.root()
+        return found
+
+    # -- derived and encrypted things --------------------------------------------------------------------------------
+
+    def entries(self, head: Checkpoint, *, start: int, content: bool) -> None:
+        """Grammar of each line, index rows, payloads: whatever is decoded."""
+        payload_misses: list[str] = []
+        unreadable = 0
+        index_rows = None if content else self._index_rows(head)
+        for stored in self._view._scan(self._store.segments(), start, head.size):  # noqa: SLF001  # same package
+            if stored.hit.index in self._bad:
+                if index_rows is not None:
+                    next(index_rows, None)
+                continue
+            try:
+                fields = ent.decode(stored.line)
+            except Malformed as e:
+                self._find("checksum_mismatch", f"entry #{stored.hit.index:,}: {e}", index=stored.hit.index)
+                continue
+            self.verdict.lifecycle_entries += is_own(fields)
+            if index_rows is not None:
+                self._compare_row(next(index_rows, None), idx.row_of(stored.hit.index, fields, *stored.hit[1:]))
+            for name, ref in fields.payloads.items():
+                place = Place(fields.event_id, name, fields.subject)
+                try:
+                    self._vault.open(place, ref.commitment, ref.size, day=fields.recorded_at[:10])
+                except PermissionError:
+                    unreadable += 1
+                except StoreError as e:
+                    if not self._was_lost(fields, name):
+                        payload_misses.append(f"#{stored.hit.index}: {e}")
+                        self._find("missing", f"entry #{stored.hit.index:,}, payload {name!r}: {e}",
+                                   index=stored.hit.index, file="payloads", fields=fields)  # fmt: skip
+                except (Malformed, VerificationError, OSError) as e:
+                    self._find("checksum_mismatch", f"entry #{stored.hit.index:,}, payload {name!r}: {e}",
+                               index=stored.hit.index, file="payloads", fields=fields)  # fmt: skip
+        if unreadable:
+            self.verdict.not_proven.append(f"{unreadable:,} payloads: not readable by you")
+
+    def _was_lost(self, fields: ent.Fields, name: str) -> bool:
+        """A payload that recovery named as missing."""
+        wanted = f"{fields.event_id}/{name}"
+        return any(wanted in f.details.get("missing_payloads", ()) for f in self._view.key_lines().values())
+
+    def _index_rows(self, head: Checkpoint) -> Iterator[idx.Row] | None:
+        """Rows of the index below the head, after its schema and SQLite's own check; None where it says nothing."""
+        if self._index is None or not self._index.path.exists():
+            return None
+        try:
+            with self._index.reading() as connection:
+                wrong = idx.integrity(connection)
+                reach = idx.size_of(connection)
+        except sqlite3.OperationalError as e:
+            self.verdict.not_proven.append(f"index.db cannot be opened by you ({e})")
+            return None
+        except sqlite3.DatabaseError as e:
+            self._find("index_mismatch", f"index.db: {e}", file="index.db")
+            return None
+        for text in wrong:
+            self._find("index_mismatch", f"index.db: {text[:200]}", file="index.db")
+        if wrong:
+            return None
+        first = self._store.segments()[0].start
+        return self._rows_then_nothing(min(reach, head.size), first)
+
+    def _rows_then_nothing(self, reach: int, first: int) -> Iterator[idx.Row]:
+        assert self._index is not None
+        at = first
+        try:
+            with self._index.reading() as connection:
+                for row in idx.rows(connection, first, reach):
+                    while at < row[0]:
+                        yield (at,)  # hidden by the index
+                        at += 1
+                    yield row
+                    at += 1
+        except sqlite3.Error as e:
+            self._find("index_mismatch", f"index.db: {e}", file="index.db")
+
+    def _compare_row(self, row: idx.Row | None, wanted: idx.Row) -> None:
+        if row is None or row == wanted:
+            return
+        different = "the row is not there" if len(row) == 1 else ", ".join(
+            f"{name}" for name, a, b in zip(idx.COLUMNS, row, wanted, strict=True) if a != b or type(a) is not type(b))  # fmt: skip
+        if different:
+            self._find("index_mismatch", f"index.db: entry #{wanted[0]:,} differs from its line ({different}); the line "
+                       "counts", index=wanted[0], file="index.db")  # fmt: skip
+
+    def key_lines(self, head: Checkpoint) -> None:
+        """Signed checkpoints that are kept, and lines kept of segments that left."""
+        del head
+        with contextlib.suppress(FileNotFoundError):
+            for path in sorted((self._store.folder / "checkpoints").iterdir()):
+                self._kept_checkpoint(path.name, path.read_bytes()[:16_384])
+
+    def _kept_checkpoint(self, name: str, note: bytes) -> None:
+        assert self._history is not None
+        keys = [self._view.genesis.vkey, *(e.key for e in self._history.epochs)]
+        try:
+            kept = open_checkpoint(note, keys, origin=self._view.genesis.origin)
+        except AuditError as e:
+            self._find("bad_signature", f"checkpoints/{name}: {e}", file=f"checkpoints/{name}")
+            return
+        head = Checkpoint(self._view.genesis.origin, self.verdict.tree_size, bytes.fromhex(self.verdict.root))
+        self.references(head, [Reference(kept.size, kept.root, f"checkpoints/{name}")])
+
+    def mark(self, head: Checkpoint, mark: Mark | None) -> None:
+        """What was last signed here, where it can be read."""
+        if mark is None:
+            if head.size > 1:
+                self.verdict.not_proven.append("there is no mark beside the keys: what was last signed is not known")
+            return
+        if mark.origin != head.origin:
+            self._find("replaced", f"the mark beside the keys is of {mark.origin}", file="mark")
+            return
+        self.references(head, [Reference(mark.size, mark.root, "the mark beside the keys")])
+
+    # -- result ------------------------------------------------------------------------------------------------------
+
+    def finish(self, head: Checkpoint, start: int) -> Verdict:
+        """Ranges with their words."""
+        assert self._history is not None
+        segments = self._store.segments()
+        first = segments[0].start if segments else head.size
+        marks = sorted({0, min(first, head.size), head.size, min(max(start, first), head.size),
+                        *(b for r in self._history.recovered for b in r),
+                        *(i for b in self._bad for i in (b, b + 1))})  # fmt: skip
+        for a, b in zip(marks, marks[1:], strict=False):
+            words = ["hashes only", "archived"] if a < first else ["content proven"] if a >= start else ["proven before"]
+            if a in self._bad:
+                words = ["altered or missing"]
+            if self._history.is_recovered(a):
+                words.append("unsigned when found")
+            self.verdict.spans.append(Span(a, b, (*words, "signed", "nobody outside yet")))
+        self.verdict.spans = merge(self.verdict.spans)
+        self.verdict.proven_from = start
+        return self.verdict
+
+    def _find(
+        self, issue: str, text: str, *, index: int | None = None, end: int | None = None, file: str | None = None,
+        offset: int | None = None, fields: ent.Fields | None = None,
+    ) -> None:  # fmt: skip
+        if index is not None and issue != "index_mismatch" and (file is None or file.startswith("segments")):
+            self._bad.update(range(index, min(end if end is not None else index + 1, index + SAME_MAX)))
+        if len(self.verdict.findings) == FINDINGS_MAX:
+            self.verdict.not_proven.append(f"more than {FINDINGS_MAX:,} findings; the rest is not listed")
+        if len(self.verdict.findings) >= FINDINGS_MAX:
+            return
+        self.verdict.findings.append(
+            Finding(issue, text, 6, index, end, file, offset, fields.event_id if fields else None,
+                    fields.timestamp if fields else None)  # fmt: skip
+        )
+
+
+def _cut(data: bytes) -> list[bytes]:
+    return [data[i : i + HASH_BYTES] for i in range(0, len(data), HASH_BYTES)]
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers → half-open runs."""
+    start = last = None
+    for n in numbers:
+        if start is None or last is None:
+            start = last = n
+        elif n == last + 1:
+            last = n
+        else:
+            yield start, last + 1
+            start = last = n
+    if start is not None and last is not None:
+        yield start, last + 1
+
+
+def _batches(store: Store, size: int) -> Iterator[list[bytes]]:
+    for segment in store.segments():
+        for batch in store.batches(segment):
+            if batch.index < size:
+                yield batch.lines[: size - batch.index]
