@@ -151,7 +151,8 @@ class LogView:
                 sql = "SELECT idx, segment, offset, length FROM entries WHERE event_type >= 'log.' AND event_type < 'log/' AND idx >= ? AND idx < ?"  # noqa: E501
                 for row in connection.execute(sql, (start, reach)):
                     hit = idx.Hit(*row)
-                    self._keep_key_line(hit.index, self.store.read(hit.segment, hit.offset, hit.length))
+                    with contextlib.suppress(StoreError):
+                        self._keep_key_line(hit.index, self.store.read(hit.segment, hit.offset, hit.length))
                 return max(start, reach)
         return start
 
@@ -161,10 +162,13 @@ class LogView:
         return size
 
     def _keep_key_line(self, index: int, line: bytes) -> None:
+        """A line that cannot be decoded says nothing here; ``verify`` names it, and a head under a key that it named
+        fails by itself."""
         if _OWN in line:
-            fields = ent.decode(line)
-            if fields.event_type in KEY_TYPES:
-                self._key_lines[index] = fields
+            with contextlib.suppress(Malformed):
+                fields = ent.decode(line)
+                if fields.event_type in KEY_TYPES:
+                    self._key_lines[index] = fields
 
     # -- entries -----------------------------------------------------------------------------------------------------
 

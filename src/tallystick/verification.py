@@ -1,0 +1,221 @@
+"""Verifying from outside: a log folder, a proof file, an archive. Who is trusted is decided here (STORAGE rule 22)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from . import config as cfg
+from .clock import CLOCK
+from .core.checkpoint import Checkpoint, open_checkpoint
+from .core.errors import AuditError, ConfigError, LogMissing, Malformed, StoreError, VerificationError
+from .core.genesis import Genesis
+from .core.note import VerifierKey
+from .core.proof import InclusionProof
+from .core.verify import Finding, Verdict
+from .index import Index
+from .keys import KeyFolder, Mark
+from .log.check import Checker, Reference
+from .log.view import LogView
+from .memory import Known, Memory
+from .store.segments import SegmentStore
+from .vault import Vault
+
+
+def verify_log(
+    path: Path, *, memory: Memory, vkey: str | None = None, checkpoint: bytes | None = None, content: bool = False,
+    new_only: bool = False,
+) -> Verdict:  # fmt: skip
+    """Verify a log folder. ``vkey`` (else ``$TALLY_VKEY``) replaces what this user remembers, and then nothing is remembered.
+
+    ``checkpoint``: a note kept elsewhere, with which the log must be consistent. ``content`` leaves index and payloads out,
+    ``new_only`` takes what came after the last proven size. Never raises for what is wrong with the log; ``Malformed`` for a
+    ``vkey`` or ``checkpoint`` that is none.
+    """
+    path = Path(os.path.abspath(path))
+    vkey = vkey or os.environ.get("TALLY_VKEY") or None
+    pinned = VerifierKey.parse(vkey) if vkey else None
+    known = None if pinned else memory.get(path)
+    try:
+        return _verify_log(path, memory, pinned, known, checkpoint, content, new_only)
+    except (LogMissing, StoreError, ConfigError, VerificationError, Malformed) as e:
+        if isinstance(e, Malformed) and checkpoint is not None and "checkpoint" in str(e):
+            raise
+        code = 6 if known is not None or isinstance(e, Malformed | VerificationError | ConfigError) else 2
+        verdict = Verdict(origin=known.origin if known else "")
+        verdict.findings.append(Finding("missing" if code == 6 else "unreadable", str(e), code))
+        return verdict
+    except OSError as e:
+        verdict = Verdict(origin=known.origin if known else "")
+        code = 6 if known is not None and isinstance(e, FileNotFoundError) else 2
+        verdict.findings.append(Finding("missing" if code == 6 else "unreadable", f"{e.filename}: {e.strerror}", code))
+        return verdict
+
+
+def _verify_log(
+    path: Path, memory: Memory, pinned: VerifierKey | None, known: Known | None, checkpoint: bytes | None,
+    content: bool, new_only: bool,
+) -> Verdict:  # fmt: skip
+    genesis = _genesis(path)
+    store = SegmentStore(path)
+    settings = cfg.read_settings(path)
+    keys = KeyFolder(cfg.keys_folder(path, settings))
+    index = Index(path / "index.db")
+    view = LogView(store, genesis, [])
+    checker = Checker(store, view, Vault(path / "payloads", keys.path, genesis.origin), None if content else index)
+    verdict = checker.verdict
+    if settings.origin != genesis.origin:
+        verdict.findings.append(Finding("replaced", f"log.toml says origin {settings.origin}, log.vkey {genesis.origin}",
+                                        file="log.toml"))  # fmt: skip
+    _trust(path, genesis, memory, pinned, known, verdict)
+    head = checker.head()
+    if head is None:
+        return verdict
+    references = [] if known is None or known.vkey != genesis.vkey.format() else [
+        Reference(known.size, bytes.fromhex(known.root), "your memory of this log")]  # fmt: skip
+    references += _elsewhere(path, genesis, memory, pinned, head, verdict)
+    kept = None if checkpoint is None else _kept(checkpoint, genesis, view, head)
+    if kept is not None:
+        references.append(Reference(kept.size, kept.root, "the checkpoint that you kept"))
+    start = known.size if new_only and known is not None and known.size <= head.size else 0
+    checker.lines(head, start)
+    checker.upper_tree(head)
+    checker.references(head, references)
+    checker.key_lines(head)
+    checker.mark(head, _mark(keys, verdict))
+    if content:
+        verdict.not_proven.append("index and payloads: left out (--content)")
+    checker.entries(head, start=start, content=content)
+    verdict = checker.finish(head, start)
+    _remember(path, genesis, memory, pinned, known, verdict, full=start == 0 and not content)
+    return verdict
+
+
+def _genesis(path: Path) -> Genesis:
+    try:
+        with (path / "log.vkey").open("rb") as file:
+            return Genesis.parse(file.read(16_384))
+    except FileNotFoundError:
+        raise LogMissing(f"there is no log at {path} (no log.vkey)") from None
+
+
+def _trust(
+    path: Path, genesis: Genesis, memory: Memory, pinned: VerifierKey | None, known: Known | None, verdict: Verdict
+) -> None:
+    """Trust on first use: the key must be the one given, or the one remembered for this path."""
+    vkey = genesis.vkey.format()
+    if pinned is not None:
+        verdict.not_proven.append("this run remembers nothing: the key was given (--vkey)")
+        if pinned != genesis.vkey:
+            verdict.findings.append(Finding("replaced", f"the log has the key {vkey}, not the one that you gave",
+                                            file="log.vkey"))  # fmt: skip
+    elif known is None:
+        verdict.findings.append(Finding("unknown", f"this log was never seen here; its key says of itself {vkey}", 3))
+        verdict.next.append(f"compare that key with what its owner gave you, then: tally trust {path} --vkey {vkey}")
+        if memory.folder is None:
+            verdict.not_proven.append("this user has no state folder; give the key with --vkey")
+    elif (known.vkey, known.origin) != (vkey, genesis.origin):
+        verdict.findings.append(
+            Finding("replaced", f"known here is {known.origin} with key {known.vkey.split('+')[-2]}; this is "
+                    f"{genesis.origin} with key {genesis.vkey.key_id:08x}", file="log.vkey")  # fmt: skip
+        )
+    else:
+        verdict.not_proven.append("the key is pinned only on this machine, by this user")
+
+
+def _elsewhere(
+    path: Path, genesis: Genesis, memory: Memory, pinned: VerifierKey | None, head: Checkpoint, verdict: Verdict
+) -> list[Reference]:
+    """The same origin known at other paths: another key is 6, a consistent longer history makes this an older copy (5)."""
+    if pinned is not None:
+        return []
+    found = []
+    for other, known in sorted(memory.elsewhere(genesis.origin, path).items()):
+        if known.vkey != genesis.vkey.format():
+            verdict.findings.append(Finding("replaced", f"{genesis.origin} is known at {other} with another key"))
+        elif known.size > head.size:
+            verdict.findings.append(
+                Finding("older_copy", f"an older copy: at {other} this log had {known.size:,} entries, here {head.size:,}", 5)
+            )
+        else:
+            found.append(Reference(known.size, bytes.fromhex(known.root), f"your memory of {other}"))
+    return found
+
+
+def _kept(note: bytes, genesis: Genesis, view: LogView, head: Checkpoint) -> Checkpoint:
+    """A checkpoint from elsewhere, under the log's key or one of its epochs'."""
+    keys = [genesis.vkey]
+    try:
+        keys += [e.key for e in view.history(head.size).epochs]
+    except AuditError:
+        pass
+    try:
+        return open_checkpoint(note, keys, origin=genesis.origin)
+    except VerificationError as e:
+        raise Malformed(f"the checkpoint that you gave is not one of this log: {e}") from e
+    except Malformed as e:
+        raise Malformed(f"the checkpoint that you gave: {e}") from e
+
+
+def _mark(keys: KeyFolder, verdict: Verdict) -> Mark | None:
+    try:
+        return keys.read_mark()
+    except PermissionError:
+        verdict.not_proven.append("what was last signed here (mark): not readable by you")
+    except OSError as e:
+        verdict.not_proven.append(f"what was last signed here (mark): {e.strerror}")
+    return None
+
+
+def _remember(
+    path: Path, genesis: Genesis, memory: Memory, pinned: VerifierKey | None, known: Known | None, verdict: Verdict, *,
+    full: bool,
+) -> None:  # fmt: skip
+    """What was proven becomes what is known; never anything that was not."""
+    if pinned is not None or known is None or verdict.exit_code not in (0, 3) or any(
+        f.issue == "unknown" for f in verdict.findings):  # fmt: skip
+        return
+    now = CLOCK.wall_us()
+    memory.put(path, Known(
+        genesis.origin, genesis.vkey.format(), known.genesis, verdict.tree_size, verdict.root, now,
+        verdict.tree_size if full else known.full_size, now if full else known.full_us,
+    ))  # fmt: skip
+
+
+def trust(path: Path, memory: Memory, vkey: str | None) -> Verdict:
+    """``tally trust``: pin the key of a log, after everything else about it was verified. ``VerificationError`` if the key
+    that was given is not the log's, or if it is known here under another; ``--forget`` first then."""
+    path = Path(os.path.abspath(path))
+    genesis = _genesis(path)
+    if vkey is not None and VerifierKey.parse(vkey) != genesis.vkey:
+        raise VerificationError(f"{path} has the key {genesis.vkey.format()}, not the one that you gave")
+    known = memory.get(path)
+    if known is not None and known.vkey != genesis.vkey.format():
+        raise VerificationError(f"{path} is known here with another key; if that is right: tally trust --forget {path}")
+    first = genesis.open()
+    if known is None:
+        memory.put(path, Known(genesis.origin, genesis.vkey.format(), first.root.hex(), 1, first.root.hex(), CLOCK.wall_us()))
+    verdict = verify_log(path, memory=memory)
+    if verdict.exit_code not in (0, 3) and known is None:
+        memory.forget(path)
+    return verdict
+
+
+def verify_proof(proof: bytes, line: bytes, *, vkey: str | None, memory: Memory) -> Verdict:
+    """A ``.tlog-proof`` and the entry it is about, without any store. The key is given, or known here by its origin."""
+    parsed = InclusionProof.parse(proof)
+    vkey = vkey or os.environ.get("TALLY_VKEY") or None
+    keys = [VerifierKey.parse(vkey)] if vkey else [VerifierKey.parse(k.vkey) for k in memory.all().values()]
+    verdict = Verdict()
+    if not keys:
+        verdict.findings.append(Finding("unknown", "no key to check with: give it with --vkey", 3))
+        return verdict
+    try:
+        checkpoint = parsed.verify(line.removesuffix(b"\n"), keys)
+    except VerificationError as e:
+        code = 3 if type(e).__name__ == "UnknownSigner" and not vkey else 6
+        verdict.findings.append(Finding("bad_signature", str(e), code, parsed.index))
+        return verdict
+    verdict.origin, verdict.tree_size, verdict.root = checkpoint.origin, checkpoint.size, checkpoint.root.hex()
+    verdict.not_proven.append(f"only entry #{parsed.index:,} was looked at")
+    return verdict
