@@ -8,7 +8,6 @@ import functools
 import os
 import sys
 import threading
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime
 from enum import Enum
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from . import config as cfg
+from .capture.audited import build as build_audited
 from .capture.context import current_context
 from .clock import CLOCK, host_name, local_zone_name, system_user, zone
 from .core import entry as ent
 from .core.checkpoint import check_origin
 from .core.entry import AuditEntry, AuditEventType, Fields, PayloadRef
-from .core.errors import AuditError, EntryRefused, LogMissing, Malformed, ReadOnly, StoreError
+from .core.errors import AuditError, EntryRefused, LogMissing, Malformed, StoreError
 from .core.genesis import Genesis
 from .core.payload import PAYLOAD_BYTES_MAX, SALT_BYTES, Payload, commit
 from .core.query import Question, ask
@@ -288,6 +288,22 @@ class AuditLogger:
     def _fill(self, size: int) -> None:
         self._handle.view.fill(size)
 
+    def bounds(self, start: Any, end: Any) -> tuple[int | None, int | None]:
+        """Asked-for times as inclusive microseconds."""
+        question = self._question(None, start, end)
+        return question.start_us, question.end_us
+
+    def report_basis(self, *, at: int | None = None, verify: bool = False) -> dict[str, Any]:
+        """The checkpoint that a report is made from and what this user has verified up to it."""
+        from .verification import integrity_check
+
+        return integrity_check(self, at=at, verify=verify)
+
+    @property
+    def keeps_previews(self) -> bool:
+        """Whether values of audited functions are kept (``content.keep`` in ``log.toml``)."""
+        return self._handle.settings.content.keep == "previews"
+
     @property
     def zone(self) -> Any:
         """The log's time zone."""
@@ -445,7 +461,6 @@ def _release(folder: Path) -> None:
 
 
 _users: dict[tuple[str, int], int] = {}
-_held: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _before_fork() -> None:
@@ -491,6 +506,9 @@ atexit.register(_close_all)
 def default_logger() -> AuditLogger:
     """The one logger of this process for code that names none."""
     return AuditLogger()
+
+
+audited = build_audited(default_logger)
 
 
 def _log_names(args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
@@ -583,4 +601,4 @@ def _arg_name(entry: AuditEntry, key: str) -> str:
     return key
 
 
-__all__ = ["AuditLogger", "ReadOnly", "default_logger", "log_path", "open_or_create"]
+__all__ = ["AuditLogger", "audited", "default_logger", "log_path", "open_or_create"]

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from . import config as cfg
 from .clock import CLOCK
 from .core.checkpoint import Checkpoint, open_checkpoint
 from .core.errors import AuditError, ConfigError, LogMissing, Malformed, StoreError, VerificationError
 from .core.genesis import Genesis
+from .core.merkle import leaf_hash
 from .core.note import VerifierKey
 from .core.proof import InclusionProof
-from .core.verify import Finding, Verdict
+from .core.times import format_time
+from .core.tiles import root_at
+from .core.verify import Finding, Span, Verdict
 from .index import Index
 from .keys import KeyFolder, Mark
 from .log.check import Checker, Reference
 from .log.view import LogView
+from .logger import AuditLogger
 from .memory import Known, Memory
 from .store.segments import SegmentStore
 from .vault import Vault
@@ -198,6 +203,57 @@ def trust(path: Path, memory: Memory, vkey: str | None) -> Verdict:
     verdict = verify_log(path, memory=memory)
     if verdict.exit_code not in (0, 3) and known is None:
         memory.forget(path)
+    return verdict
+
+
+def integrity_check(log: AuditLogger, *, at: int | None, verify: bool) -> dict[str, Any]:
+    """For reports: the checkpoint, this user's last full verification, and an incremental one up to the checkpoint.
+
+    ``ValueError`` if ``at`` is not a size that this log has had.
+    """
+    handle = log._handle  # noqa: SLF001
+    head = handle.view.head()
+    size = head.size if at is None else at
+    if not 1 <= size <= head.size:
+        raise ValueError(f"at={size}: this log has {head.size:,} entries")
+    root = head.checkpoint.root if size == head.size else root_at(handle.store.hashes, size)
+    known = log.memory.get(log.path)
+    verdict = verify_log(log.path, memory=log.memory, new_only=not verify and known is not None and known.full_us > 0)
+    known = log.memory.get(log.path)
+    full = {"verified_until": known.full_size, "when": format_time(known.full_us)} if known and known.full_us else None
+    return {
+        "integrity_check": {
+            "verified": verdict.exit_code == 0, "verdict": verdict.verdict, "sentence": verdict.sentence,
+            "checked_from": verdict.proven_from, "checked_until": verdict.tree_size,
+            "last_full_verification": full or "never verified in full by this user: tally verify",
+            "issues": verdict.issues[:100],
+        },
+        "checkpoint": {"origin": log.origin, "size": size, "root": root.hex()},
+    }
+
+
+def verify_archive(path: Path, *, memory: Memory, vkey: str | None = None) -> Verdict:
+    """An archive file: what it holds agrees with its manifest, and with the log where that is known here."""
+    from .retention.archive import read_archive
+
+    del vkey
+    manifest, lines = read_archive(path)
+    verdict = Verdict(origin=manifest.origin, tree_size=manifest.end, root="")
+    homes = [p for p, k in memory.all().items() if k.origin == manifest.origin and (Path(p) / "tree" / "0").exists()]
+    if not homes:
+        verdict.findings.append(Finding("unknown", f"the file agrees with its manifest; the log {manifest.origin} is not "
+                                        "known here, so nothing says that these are the lines that were signed", 3))  # fmt: skip
+        return verdict
+    stored = SegmentStore(Path(homes[0])).hashes(0, manifest.first, len(lines))
+    for number, line in enumerate(lines, manifest.first):
+        at = (number - manifest.first) * 32
+        if stored[at : at + 32] != leaf_hash(line):
+            verdict.findings.append(Finding("checksum_mismatch", f"entry #{number:,} is not the one in the log", 6, number,
+                                            file=path.name))  # fmt: skip
+    log = verify_log(Path(homes[0]), memory=memory, content=True)
+    if log.exit_code not in (0, 3):
+        verdict.findings.append(Finding("replaced", f"the log at {homes[0]}: {log.sentence}", log.exit_code))
+    verdict.spans = [Span(manifest.first, manifest.end, ("content proven", "archived", "signed"))]
     return verdict
 
 

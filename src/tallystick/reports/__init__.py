@@ -1,0 +1,1 @@
+"""Evidence goes out: reports over all events of a period."""
