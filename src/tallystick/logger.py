@@ -240,13 +240,15 @@ class AuditLogger:
         row = entry.row()
         for name in entry.payloads:
             kind, _, key = name.partition(".")
-            if kind in ("arg", "result") and "function" in entry.details:
+            if kind in ("arg", "result", "error") and "function" in entry.details:
                 try:
                     text = self._open_payload(entry, name).decode("utf-8", "replace")
                 except (AuditError, OSError):
                     continue
                 if kind == "arg":
                     row["details"].setdefault("args", {})[_arg_name(entry, key)] = text
+                elif kind == "error" and isinstance(row["details"].get("error"), dict):
+                    row["details"]["error"]["text"] = text
                 else:
                     row["details"]["result_preview"] = text
         return row

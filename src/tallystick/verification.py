@@ -217,19 +217,26 @@ def integrity_check(log: AuditLogger, *, at: int | None, verify: bool) -> dict[s
     if not 1 <= size <= head.size:
         raise ValueError(f"at={size}: this log has {head.size:,} entries")
     root = head.checkpoint.root if size == head.size else root_at(handle.store.hashes, size)
-    known = log.memory.get(log.path)
-    verdict = verify_log(log.path, memory=log.memory, new_only=not verify and known is not None and known.full_us > 0)
-    known = log.memory.get(log.path)
-    full = {"verified_until": known.full_size, "when": format_time(known.full_us)} if known and known.full_us else None
     return {
-        "integrity_check": {
-            "verified": verdict.exit_code == 0, "verdict": verdict.verdict, "sentence": verdict.sentence,
-            "checked_from": verdict.proven_from, "checked_until": verdict.tree_size,
-            "last_full_verification": full or "never verified in full by this user: tally verify",
-            "issues": verdict.issues[:100],
-        },
+        "integrity_check": _checked(log, verify=verify),
         "checkpoint": {"origin": log.origin, "size": size, "root": root.hex()},
     }
+
+
+def _checked(log: AuditLogger, *, verify: bool) -> dict[str, Any]:
+    known = log.memory.get(log.path)
+    if not verify and (known is None or not known.full_us):
+        return {
+            "verified": False, "verdict": "never verified", "issues": [], "last_full_verification": None,
+            "sentence": "This log was never verified by this user; tally verify does it, or verify=True.",
+        }  # fmt: skip
+    verdict = verify_log(log.path, memory=log.memory, new_only=not verify)
+    known = log.memory.get(log.path)
+    return {
+        "verified": verdict.exit_code == 0, "verdict": verdict.verdict, "sentence": verdict.sentence,
+        "checked_from": verdict.proven_from, "checked_until": verdict.tree_size, "issues": verdict.issues[:100],
+        "last_full_verification": {"until": known.full_size, "when": format_time(known.full_us)} if known else None,
+    }  # fmt: skip
 
 
 def verify_archive(path: Path, *, memory: Memory, vkey: str | None = None) -> Verdict:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ..core.entry import AuditEventType
 from ..core.errors import AuditError
 from .context import audit_context, current_context
-from .redact import preview, redact_text
+from .redact import preview
 
 READ_WORDS = frozenset("read get list fetch view show search query find download export count".split())
 _CONTEXT = ("actor", "actor_type", "session_id", "ip_address", "service", "on_behalf_of", "parent_id", "correlation_id",
@@ -144,7 +144,9 @@ class _Call:
             if keep:
                 payloads["result"] = preview(result)
         else:
-            details["error"] = {"type": type(error).__name__, "text": redact_text(str(error))[:200]}
+            details["error"] = {"type": type(error).__name__, "length": len(str(error))}
+            if keep:
+                payloads["error"] = preview(str(error))
         known = {**current_context(), **context}
         return {
             "event_type": self.kind if error is None else AuditEventType.SYSTEM_ERROR,
