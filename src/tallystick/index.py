@@ -51,7 +51,7 @@ _PAGE = 1000
 class Hit(NamedTuple):
     """Where a line lies: index, first index of its segment, offset and length without newline."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     segment: int
     offset: int
     length: int
@@ -193,7 +193,7 @@ def search(
     while start < stop:
         order = "DESC" if newest_first else "ASC"
         sql = (
-            f"SELECT idx, segment, offset, length FROM entries WHERE idx >= ? AND idx < ?{where} "  # noqa: S608
+            f"SELECT idx, segment, offset, length FROM entries WHERE idx >= ? AND idx < ?{where} "
             f"ORDER BY idx {order} LIMIT {_PAGE}"
         )
         page = [Hit(*row) for row in connection.execute(sql, (start, stop, *values))]
@@ -229,7 +229,7 @@ def _narrow(question: Question) -> tuple[str, list[Any]]:
 def _condition(condition: Condition) -> tuple[str, Sequence[Any]]:
     field, operator, value = condition
     column = {"index": "idx"}.get(field, field)
-    if column != "idx" and column != "event_id" and column not in _TEXT:
+    if column not in {"idx", "event_id", *_TEXT}:
         return "", ()
     wanted = int if column == "idx" else str
     if operator == "=" and value is None:
@@ -254,6 +254,6 @@ def integrity(connection: sqlite3.Connection) -> list[str]:
 def rows(connection: sqlite3.Connection, start: int, stop: int) -> Iterator[Row]:
     """Stored rows in ascending index."""
     yield from connection.execute(
-        f"SELECT {','.join(COLUMNS)} FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx",  # noqa: S608
+        f"SELECT {','.join(COLUMNS)} FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx",
         (start, stop),
     )

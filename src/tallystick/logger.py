@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date, datetime
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,8 @@ class AuditLogger:
 
     def entry(self, wanted: str | int) -> AuditEntry:
         """One typed entry by event id or index; ``KeyError`` if there is none here."""
-        return self.stored(wanted).entry()
+        found: AuditEntry = self.stored(wanted).entry()
+        return found
 
     def stored(self, wanted: str | int) -> Any:
         """The stored line (``line``) and its place (``hit``); ``KeyError`` if there is none here."""
@@ -510,7 +511,7 @@ def default_logger() -> AuditLogger:
     return AuditLogger()
 
 
-audited = build_audited(default_logger)
+audited = build_audited(lambda: default_logger())
 
 
 def _log_names(args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
@@ -555,7 +556,7 @@ def _timestamp(value: Any) -> str:
         if value.tzinfo is None:
             raise EntryRefused("timestamp needs a time zone: datetime.now(timezone.utc), not utcnow()", path="timestamp")
         us = to_us(value)
-    elif isinstance(value, str) and not isinstance(value, date):
+    elif isinstance(value, str):
         try:
             us = parse_asked(value, zone=zone("UTC"))
         except (ValueError, TypeError) as e:

@@ -13,7 +13,7 @@ from .logger import AuditLogger
 
 def current_checkpoint(log: AuditLogger) -> bytes:
     """The head with the log key's line beside the epoch's. Without read rights on the log key: the head as stored."""
-    handle = log._handle  # noqa: SLF001
+    handle = log._handle
     head = handle.view.head()
     try:
         key = handle.keys.log_key()
@@ -29,7 +29,7 @@ def prove(log: AuditLogger, wanted: str | int) -> tuple[bytes, bytes]:
 
     The proof was checked against the checkpoint it carries; ``StoreError`` if it did not hold (the tree is damaged: verify).
     """
-    handle = log._handle  # noqa: SLF001
+    handle = log._handle
     note = current_checkpoint(log)
     head = handle.view.open_head(handle.view.head().note if note is None else note)
     stored = log.stored(wanted)

@@ -14,8 +14,8 @@ from .core.genesis import Genesis
 from .core.merkle import leaf_hash
 from .core.note import VerifierKey
 from .core.proof import InclusionProof
-from .core.times import format_time
 from .core.tiles import root_at
+from .core.times import format_time
 from .core.verify import Finding, Span, Verdict
 from .index import Index
 from .keys import KeyFolder, Mark
@@ -211,7 +211,7 @@ def integrity_check(log: AuditLogger, *, at: int | None, verify: bool) -> dict[s
 
     ``ValueError`` if ``at`` is not a size that this log has had.
     """
-    handle = log._handle  # noqa: SLF001
+    handle = log._handle
     head = handle.view.head()
     size = head.size if at is None else at
     if not 1 <= size <= head.size:

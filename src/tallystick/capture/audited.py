@@ -17,7 +17,7 @@ from ..core.errors import AuditError
 from .context import audit_context, current_context
 from .redact import preview
 
-READ_WORDS = frozenset("read get list fetch view show search query find download export count".split())
+READ_WORDS = frozenset(["read", "get", "list", "fetch", "view", "show", "search", "query", "find", "download", "export", "count"])
 _CONTEXT = ("actor", "actor_type", "session_id", "ip_address", "service", "on_behalf_of", "parent_id", "correlation_id",
             "trace_id", "reason", "subject", "case")  # fmt: skip
 
@@ -25,7 +25,9 @@ _CONTEXT = ("actor", "actor_type", "session_id", "ip_address", "service", "on_be
 class Recorder(Protocol):
     """What is needed of a logger."""
 
-    keeps_previews: bool
+    @property
+    def keeps_previews(self) -> bool:
+        """Whether values of arguments and results are kept as payloads."""
 
     def log(self, *args: Any, **keywords: Any) -> str:
         """Record one event."""

@@ -22,7 +22,7 @@ class Finding(NamedTuple):
     issue: str
     text: str
     code: int = 6
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]
     end: int | None = None
     file: str | None = None
     offset: int | None = None

@@ -94,7 +94,7 @@ class Checker:
 
     def lines(self, head: Checkpoint, start: int = 0) -> None:
         """Every stored line below the head (from ``start``, whose root is known to hold): leaf, tree, root."""
-        segments = [s for s in self._store.segments()]
+        segments = self._store.segments()
         first = segments[0].start if segments else head.size
         self._gone(first)
         frontier = self._base(max(first, start), head)
@@ -319,7 +319,7 @@ class Checker:
         payload_misses: list[str] = []
         unreadable = 0
         index_rows = None if content else self._index_rows(head)
-        for stored in self._view._scan(self._store.segments(), start, head.size):  # noqa: SLF001  # same package
+        for stored in self._view._scan(self._store.segments(), start, head.size):  # same package
             if stored.hit.index in self._bad:
                 if index_rows is not None:
                     next(index_rows, None)

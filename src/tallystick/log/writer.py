@@ -440,7 +440,7 @@ class Writer:
 class _Gap(NamedTuple):
     """Events that could not be recorded, until the next group that can."""
 
-    count: int
+    count: int  # type: ignore[assignment]
     first_us: int
     last_us: int
 

@@ -76,7 +76,9 @@ def _full(entries: Iterable[AuditEntry]) -> dict[str, Any]:
 
 
 def _security(entries: Iterable[AuditEntry]) -> dict[str, Any]:
-    events, failed, changes = [], [], []
+    events: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    changes: list[dict[str, Any]] = []
     total = 0
     for entry in entries:
         is_failed = failed_authentication(entry)

@@ -40,7 +40,7 @@ class Segment(NamedTuple):
 class Batch(NamedTuple):
     """Complete consecutive lines without their newlines; ``offset`` is where the first one begins in ``segment``."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     segment: int
     offset: int
     lines: list[bytes]
