@@ -95,6 +95,7 @@ class Index:
                 yield connection
             finally:
                 connection.close()
+                fcntl.flock(lock, fcntl.LOCK_UN)  # a child forked meanwhile has this descriptor too
         finally:
             close_quietly(lock)
 

@@ -71,6 +71,8 @@ class _Handle:
             self.view.fill()
 
     def after_fork(self) -> None:
+        self.view.after_fork()
+        self.vault.after_fork()
         self.keeper.after_fork()
         self.writer.after_fork()
 

@@ -22,6 +22,7 @@ import hashlib
 import mmap
 import os
 import re
+import threading
 import zlib
 from collections.abc import Iterator
 from datetime import date
@@ -69,6 +70,7 @@ class Vault:
         self._dirty = False
         self._seen: dict[str, dict[tuple[str, str], Frame]] = {}
         self._walked: dict[str, int] = {}
+        self._lock = threading.Lock()  # readers walk while the writer puts
 
     # -- writing, under the log's lock -------------------------------------------------------------------------------
 
@@ -95,8 +97,9 @@ class Vault:
         close_quietly(self._fd)
         self._fd, self._file, self._end, self._dirty = None, "", 0, False
         self._slots.clear()
-        self._seen.clear()
-        self._walked.clear()
+        with self._lock:
+            self._seen.clear()
+            self._walked.clear()
 
     def _open_day(self, day: str) -> int:
         """The descriptor of the day's last part, at a frame's end; what other processes wrote is walked over."""
@@ -185,15 +188,20 @@ class Vault:
 
     def _directory(self, day: str) -> dict[tuple[str, str], Frame]:
         """The day's frames by event and name, walked once and then only as far as they grew."""
-        known = self._seen.setdefault(day, {})
-        for found_day, _, name in sorted(self._parts()):
-            if found_day == day:
-                start = self._walked.get(name, 0)
-                for frame in _walk(self.folder / name, start, checked=False):
-                    known[(frame.event_id, frame.name)] = frame
-                    start = frame.offset + frame.length
-                self._walked[name] = start
-        return known
+        with self._lock:
+            known = self._seen.setdefault(day, {})
+            for found_day, _, name in sorted(self._parts()):
+                if found_day == day:
+                    start = self._walked.get(name, 0)
+                    for frame in _walk(self.folder / name, start, checked=False):
+                        known[(frame.event_id, frame.name)] = frame
+                        start = frame.offset + frame.length
+                    self._walked[name] = start
+            return known
+
+    def after_fork(self) -> None:
+        """In the child: the lock may be held by a thread that is not there."""
+        self._lock = threading.Lock()
 
     def frames(self, day: str | None = None) -> Iterator[Frame]:
         """All whole frames, of one day or of all, in the order of writing; a torn end ends its part silently."""

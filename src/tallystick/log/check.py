@@ -79,8 +79,12 @@ class Checker:
         if note is None:
             self._find("missing", "there is no checkpoint: nothing says how long this log is", file="checkpoint")
             return None
-        self._find("bad_signature", f"the head is not signed by this log ({error})", file="checkpoint")
         self._history = History((), (), ())
+        segments = self._store.segments()
+        if segments and segments[0].start > 0 and not (self._store.folder / "keylines.jsonl").exists():
+            self.verdict.not_proven.append("the signature of the head: the entry that names its key is missing")
+        else:
+            self._find("bad_signature", f"the head is not signed by this log ({error})", file="checkpoint")
         first = next(iter(_batches(self._store, 1)), None)
         if first and leaf_hash(first[0]) != genesis_root:
             self._find("checksum_mismatch", "entry #0 is not the one that the genesis checkpoint names", index=0, offset=0,
@@ -318,7 +322,7 @@ class Checker:
         """Grammar of each line, index rows, payloads: whatever is decoded."""
         payload_misses: list[str] = []
         unreadable = 0
-        index_rows = None if content else self._index_rows(head)
+        index_rows = None if content else self._index_rows(head, start)
         for stored in self._view._scan(self._store.segments(), start, head.size):  # same package
             if stored.hit.index in self._bad:
                 if index_rows is not None:
@@ -354,7 +358,7 @@ class Checker:
         wanted = f"{fields.event_id}/{name}"
         return any(wanted in f.details.get("missing_payloads", ()) for f in self._view.key_lines().values())
 
-    def _index_rows(self, head: Checkpoint) -> Iterator[idx.Row] | None:
+    def _index_rows(self, head: Checkpoint, start: int) -> Iterator[idx.Row] | None:
         """Rows of the index below the head, after its schema and SQLite's own check; None where it says nothing."""
         if self._index is None or not self._index.path.exists():
             return None
@@ -373,7 +377,7 @@ class Checker:
         if wrong:
             return None
         first = self._store.segments()[0].start
-        return self._rows_then_nothing(min(reach, head.size), first)
+        return self._rows_then_nothing(min(reach, head.size), max(first, start))
 
     def _rows_then_nothing(self, reach: int, first: int) -> Iterator[idx.Row]:
         assert self._index is not None

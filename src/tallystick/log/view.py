@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -61,6 +62,7 @@ class LogView:
         self._key_lines: dict[int, Fields] = {}
         self._key_lines_upto = 0
         self._history: tuple[int, History] | None = None
+        self._lock = threading.RLock()  # writer, keeper and readers of one process share a view
 
     # -- head and history --------------------------------------------------------------------------------------------
 
@@ -91,32 +93,39 @@ class LogView:
 
     def history(self, size: int) -> History:
         """What the lifecycle entries below ``size`` say, kept between calls and extended as the log grows."""
-        if self._history is not None and self._history[0] == size:
-            return self._history[1]
-        if size < self._key_lines_upto:
-            self.forget()
-        self._extend_key_lines(size)
-        known = read_history(sorted(self._key_lines.items()))
-        self._history = (size, known)
-        return known
+        with self._lock:
+            if self._history is not None and self._history[0] == size:
+                return self._history[1]
+            if size > self._key_lines_upto:
+                self._extend_key_lines(size)
+            known = read_history(sorted((i, f) for i, f in self._key_lines.items() if i < size))
+            self._history = (size, known)
+            return known
 
     def key_lines(self) -> dict[int, Fields]:
         """The lifecycle lines that the history was read from, by index."""
-        return dict(self._key_lines)
+        with self._lock:
+            return dict(self._key_lines)
 
     def forget(self) -> None:
         """Read the history again from the files."""
-        self._key_lines, self._key_lines_upto, self._history = {}, 0, None
+        with self._lock:
+            self._key_lines, self._key_lines_upto, self._history = {}, 0, None
+
+    def after_fork(self) -> None:
+        """In the child: the lock may be held by a thread that is not there."""
+        self._lock = threading.RLock()
 
     def note_own_lines(self, start: int, lines: list[bytes]) -> None:
         """The writer tells what it just appended, so that nobody has to read it back."""
-        if start != self._key_lines_upto:
-            return
-        for at, line in enumerate(lines, start):
-            self._keep_key_line(at, line)
-        self._key_lines_upto = start + len(lines)
-        if self._history is not None and not any(start <= i for i in self._key_lines):
-            self._history = (self._key_lines_upto, self._history[1])
+        with self._lock:
+            if start != self._key_lines_upto:
+                return
+            for at, line in enumerate(lines, start):
+                self._keep_key_line(at, line)
+            self._key_lines_upto = start + len(lines)
+            if self._history is not None and self._history[0] == start and not any(i >= start for i in self._key_lines):
+                self._history = (self._key_lines_upto, self._history[1])
 
     def _extend_key_lines(self, size: int) -> None:
         segments = self.store.segments()
