@@ -10,6 +10,7 @@ from tallystick.core import merkle
 from tallystick.core.checkpoint import open_checkpoint
 from tallystick.core.errors import AuditError, VerificationError
 from tallystick.core.note import VerifierKey, open_note
+
 from .vectors import need
 
 
