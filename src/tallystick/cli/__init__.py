@@ -147,7 +147,8 @@ def _failed(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         with contextlib.suppress(OSError, ValueError):  # nobody reads; say nothing at exit either
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            if sys.stdout.fileno() == 1:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return PIPE_CLOSED
     if isinstance(error, click.ClickException):
         with contextlib.suppress(OSError):

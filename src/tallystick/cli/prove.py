@@ -1,0 +1,84 @@
+"""``tally prove``."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import click
+
+from .common import find_log, log_and_event, open_log, print_bytes, print_json, stored_entry
+
+
+@click.command(
+    name="prove",
+    epilog="""\b
+Example:
+  tally prove evt_… -o decision.tlog-proof --entry decision.json
+  tally verify decision.tlog-proof --entry decision.json --vkey "$(cat kept-elsewhere.vkey)\"""",
+)
+@click.argument("args", nargs=-1, metavar="[LOG] EVENT")
+@click.option("-o", "--output", metavar="FILE", help="Where to write the proof ('-': standard output; default: <event>.tlog-proof).")
+@click.option("--entry", "entry_file", metavar="FILE", help="Write the entry's stored bytes there as well.")
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document about what was written.")
+def command(args: tuple[str, ...], output: str | None, entry_file: str | None, force: bool, as_json: bool) -> None:
+    """Write a proof that an entry is in the log. It was checked before; others check it without the log."""
+    from ..core.proof import InclusionProof
+    from ..proving import prove
+
+    named, event = log_and_event(args, "prove")
+    if output == "-" and as_json:
+        raise click.UsageError("-o - and --json do not go together")
+    path = find_log(named)
+    with open_log(path) as log:
+        index = stored_entry(log, event).hit.index
+        proof, line = prove(log, index)
+        event_id = log.entry(index).event_id
+        vkey = log._handle.genesis.vkey.format()
+    target = output or re.sub(r"[^A-Za-z0-9._-]", "_", event_id) + ".tlog-proof"
+    files = [(Path(name), data) for name, data in ((target, proof), (entry_file, line)) if name and name != "-"]
+    for file, _ in files:
+        if file.exists() and not force:
+            raise click.ClickException(f"{file} is there already; name another with -o, or --force")
+    for file, data in files:
+        _write(file, data)
+    if output == "-":
+        print_bytes(proof)
+        return
+    size = _size(InclusionProof.parse(proof))
+    if as_json:
+        print_json({"proof": str(files[0][0]), "entry": entry_file, "event_id": event_id, "index": index, "tree_size": size,
+                    "vkey": vkey})  # fmt: skip
+        return
+    beside = entry_file or re.sub(r"\.tlog-proof$", "", target) + ".json"
+    click.echo(f"{target}: entry #{index:,} is in the log of {size:,} entries; checked before it was written")
+    click.echo("\nto check it, anywhere, without the log:")
+    if entry_file is None:
+        log_word = "" if named is None else f" {shlex.quote(named)}"
+        click.echo(f"  tally show{log_word} '#{index}' --raw > {shlex.quote(beside)}")
+    click.echo(f"  tally verify {shlex.quote(target)} --entry {shlex.quote(beside)} --vkey {vkey}")
+
+
+def _write(file: Path, data: bytes) -> None:
+    """All or nothing, under its name only when it is whole."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with part.open("xb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _size(proof: object) -> int:
+    from ..core.checkpoint import Checkpoint
+    from ..core.note import split
+    from ..core.proof import InclusionProof
+
+    assert isinstance(proof, InclusionProof)
+    return Checkpoint.parse(split(proof.checkpoint)[0]).size
