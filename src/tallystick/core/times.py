@@ -17,6 +17,7 @@ from .errors import Malformed
 SECOND_US = 1_000_000
 DAY_US = 86_400 * SECOND_US
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_DAY = _EPOCH.toordinal()
 _STORED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
 _AGO = re.compile(r"([0-9]{1,5})([smhdw])", re.ASCII)
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -44,12 +45,14 @@ def parse_time(text: str) -> int:
     if not _STORED.fullmatch(text):
         raise Malformed(f"not a stored time (2026-11-24T08:12:04.123456Z): {text[:40]!r}")
     try:
-        us = to_us(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC))
+        day = date(int(text[:4]), int(text[5:7]), int(text[8:10]))
+        hour, minute, second = int(text[11:13]), int(text[14:16]), int(text[17:19])
     except ValueError as e:
         raise Malformed(f"no such time: {text!r}") from e
-    if us < 0:
-        raise Malformed(f"before 1970: {text!r}")
-    return us
+    if hour > 23 or minute > 59 or second > 59 or day.year < 1970:
+        raise Malformed(f"no such time: {text!r}")
+    seconds = (day.toordinal() - _EPOCH_DAY) * 86_400 + hour * 3600 + minute * 60 + second
+    return seconds * SECOND_US + int(text[20:26])
 
 
 def to_us(moment: datetime) -> int:
