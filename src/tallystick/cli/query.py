@@ -1,0 +1,221 @@
+"""``tally query``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import (
+    Period, Screen, find_log, last_verified, local, note, open_log, parse_period, period_options, period_text, plural,
+    print_json, range_text,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from ..core.entry import AuditEntry
+    from ..core.query import Condition, Question
+    from ..logger import AuditLogger
+
+COUNT_MAX = 10_000
+_FIELDS = {"actor": "actor", "action": "action", "resource": "resource", "outcome": "outcome", "type": "event_type",
+           "case": "correlation_id"}  # fmt: skip
+
+
+@click.command(
+    name="query",
+    epilog="""\b
+Example:
+  tally query --on "last tuesday" --actor invoice-bot
+  tally query --since 7d --outcome denied --newest-first
+  tally query --period 2026-11 --where 'details.amount>100' --where 'resource~crm/*' --jsonl""",
+)
+@click.argument("log", required=False)
+@period_options
+@click.option("--actor", metavar="WHO", multiple=True, help="Repeat for any of several.")
+@click.option("--action", metavar="WHAT", multiple=True)
+@click.option("--resource", metavar="R", multiple=True)
+@click.option("--outcome", metavar="O", multiple=True, help="success, failure, partial, denied.")
+@click.option("--type", metavar="T", multiple=True, help="Event type; 'log.*' is what the log says about itself.")
+@click.option("--case", metavar="ID", multiple=True, help="correlation_id.")
+@click.option("--where", metavar="COND", multiple=True, help="field=value != > >= < <= or ~ (glob), any field or details.path; all must hold.")
+@click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="0: all.")
+@click.option("--newest-first", is_flag=True)
+@click.option("--after", type=click.IntRange(0), metavar="INDEX", help="Page on: what follows that index in the chosen order.")
+@click.option("--archives", metavar="FOLDER", help="Read archived entries there as well.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("--jsonl", is_flag=True, help="One JSON object a line, as they are found.")
+def command(
+    log: str | None, on: str | None, since: str | None, until: str | None, period: str | None, where: tuple[str, ...],
+    limit: int, newest_first: bool, after: int | None, archives: str | None, as_json: bool, jsonl: bool,
+    **fields: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Find entries; oldest first. All conditions must hold."""
+    if as_json and jsonl:
+        raise click.UsageError("--json and --jsonl do not go together")
+    filters, extra = _filters(fields, where)
+    with open_log(find_log(log)) as opened:
+        asked = parse_period(opened.zone, on, since, until, period)
+        entries = Answers(opened, filters, extra, asked, newest_first, after, archives)
+        if jsonl:
+            _print_lines(opened, entries, limit)
+        elif as_json:
+            _print_document(opened, entries, limit)
+        else:
+            _print_table(opened, entries, limit)
+
+
+def _filters(fields: dict[str, tuple[str, ...]], where: tuple[str, ...]) -> tuple[dict[str, Any], Question]:
+    """Options → the filters of ``entries`` and, where one field has the same operator twice, the rest as a question."""
+    from ..core.query import Question, ask, parse_where
+
+    filters: dict[str, dict[str, Any]] = {}
+    extra: list[Condition] = []
+    for name, values in fields.items():
+        if values:
+            globbed = name == "type" and len(values) == 1 and ("*" in values[0] or "?" in values[0])
+            filters[_FIELDS[name]] = {"glob": values[0]} if globbed else {"in": list(values)} if len(values) > 1 else {"=": values[0]}
+    for text in where:
+        try:
+            condition = parse_where(text)
+            ask({condition.field: {condition.operator: condition.value}})
+        except (ValueError, TypeError) as e:
+            raise click.UsageError(f"--where: {e}") from None
+        known = filters.setdefault(condition.field, {})
+        if condition.operator in known:
+            extra.append(condition)
+        else:
+            known[condition.operator] = condition.value
+    return dict(filters), Question(tuple(extra), lifecycle=True)
+
+
+class Answers:
+    """The question of a command line, and what is left out of its answer."""
+
+    def __init__(
+        self, log: AuditLogger, filters: dict[str, Any], extra: Question, period: Period, newest_first: bool, after: int | None,
+        archives: str | None,
+    ) -> None:  # fmt: skip
+        self.log, self.filters, self.extra, self.period = log, filters, extra, period
+        self.newest_first, self.after, self.archives = newest_first, after, archives
+
+    def __iter__(self) -> Iterator[AuditEntry]:
+        page = {"before" if self.newest_first else "after": self.after}
+        found = self.log.entries(self.filters, self.period.start, self.period.end, newest_first=self.newest_first,
+                                 archives=self.archives, **page)  # type: ignore[arg-type]  # fmt: skip
+        return (entry for entry in found if self.extra.matches(entry))
+
+    def own_left_out(self) -> int:
+        """Entries about the log itself that the question would match, had it asked for them."""
+        if "event_type" in self.filters or any(f in self.filters for f in ("index", "event_id", "checksum")):
+            return 0
+        own = self.log.entries({**self.filters, "event_type": {"glob": "log.*"}}, self.period.start, self.period.end)
+        return sum(1 for entry in itertools.islice(own, COUNT_MAX) if self.extra.matches(entry))
+
+    def archived(self) -> tuple[int, int] | None:
+        """The range that has left this log and was not looked at."""
+        if self.archives is not None:
+            return None
+        view = self.log._handle.view
+        parts = view.history(view.head().size).archived
+        segments = view.store.segments()
+        gone = min(max((end for _, end, _ in parts), default=0), segments[0].start if segments else 0)
+        return (0, gone) if gone else None
+
+
+def _limited(entries: Answers, limit: int) -> tuple[list[AuditEntry], Iterator[AuditEntry]]:
+    rest = iter(entries)
+    return (list(rest) if limit == 0 else list(itertools.islice(rest, limit))), rest
+
+
+def _print_lines(log: AuditLogger, entries: Answers, limit: int) -> None:
+    shown, last = 0, None
+    for entry in entries:
+        if limit and shown == limit:
+            note(f"{shown:,} shown, more match: --after {last}, or --limit 0 for all")
+            break
+        print_json(log._row(entry), line=True)
+        shown, last = shown + 1, entry.index
+    _note_archived(entries)
+
+
+def _note_archived(entries: Answers) -> None:
+    archived = entries.archived()
+    if archived:
+        note(f"{range_text(*archived)} are archived and were not looked at (--archives FOLDER)")
+
+
+def _print_document(log: AuditLogger, entries: Answers, limit: int) -> None:
+    shown, rest = _limited(entries, limit)
+    more = next(rest, None) is not None
+    archived = entries.archived()
+    known = log.memory.get(log.path)
+    print_json({
+        "origin": log.origin, "tree_size": log._handle.view.head().size,
+        "start": _iso(entries.period.start_us), "end": _iso(entries.period.end_us), "timezone": str(log.zone),
+        "entries": [log._row(entry) for entry in shown], "more": more,
+        "after": shown[-1].index if shown and more else None,
+        "archived_not_looked_at": None if archived is None else {"start": archived[0], "end": archived[1]},
+        "own_entries_left_out": entries.own_left_out(),
+        "verified_until": known.size if known and known.full_us and not last_verified(log).alarm else 0,
+    })  # fmt: skip
+
+
+def _iso(us: int | None) -> str | None:
+    from ..core.times import format_time
+
+    try:
+        return None if us is None else format_time(us)
+    except ValueError:
+        return None
+
+
+def _print_table(log: AuditLogger, entries: Answers, limit: int) -> None:
+    shown, rest = _limited(entries, limit)
+    more = sum(1 for _ in itertools.islice(rest, COUNT_MAX))
+    screen = Screen()
+    screen.line(f"{period_text(entries.period, log.zone)}   {plural(len(shown) + more, 'entry', 'entries')}"
+                f"{' or more' if more == COUNT_MAX else ''}", "bold")  # fmt: skip
+    screen.line(log.origin, "dim")
+    screen.blank()
+    if shown:
+        _rows(screen, log, shown)
+        screen.blank()
+    _left_out(screen, entries, shown, more, limit)
+    checked = last_verified(log)
+    above = sum(1 for entry in shown if entry.index >= checked.size)
+    screen.line(checked.sentence + (f"; {plural(above, 'row')} above {'is' if above == 1 else 'are'} newer" if above and checked.size else ""),
+                "red" if checked.alarm else "")  # fmt: skip
+
+
+def _rows(screen: Screen, log: AuditLogger, shown: list[AuditEntry]) -> None:
+    moments = [local(entry.timestamp_us, log.zone) for entry in shown]
+    days = {m.date() for m in moments}
+    offsets = {m.utcoffset() for m in moments}
+    pattern = ("" if len(days) == 1 else "%d %b " if len({d.year for d in days}) == 1 else "%Y-%m-%d ") + "%H:%M:%S"
+    pattern += "" if len(offsets) == 1 else " %z"
+    cases = any(entry.correlation_id for entry in shown)
+    heads = ["time", "who", *(["case"] if cases else []), "what", "to what", "result", "#"]
+    rows = []
+    for moment, entry in zip(moments, shown, strict=True):
+        middle = [entry.correlation_id or "–"] if cases else []
+        rows.append([moment.strftime(pattern), entry.actor, *middle, entry.action, entry.resource, entry.outcome, f"{entry.index:,}"])
+    if len(days) == 1:
+        screen.line(moments[0].strftime("%Y-%m-%d"))
+    screen.table(heads, rows, right=[len(heads) - 1], cut=range(1, len(heads) - 2))
+
+
+def _left_out(screen: Screen, entries: Answers, shown: list[AuditEntry], more: int, limit: int) -> None:
+    if not shown:
+        screen.line("no entry matches")
+    if more:
+        count = f"more than {COUNT_MAX:,}" if more == COUNT_MAX else f"{more:,}"
+        on = f" · the next page: --after {shown[-1].index}" if shown else ""
+        screen.line(f"not shown: {count} more{on} · all: --limit 0" if limit else f"{count} more")
+    archived = entries.archived()
+    if archived:
+        screen.line(f"not looked at: {range_text(*archived)}, archived (--archives FOLDER)")
+    own = entries.own_left_out()
+    if own:
+        screen.line(f"left out: {plural(own, 'entry', 'entries')} of the log about itself (--type 'log.*')")
