@@ -68,6 +68,7 @@ class Vault:
         self._file, self._end = "", 0
         self._slots: dict[tuple[str, bytes], bytes] = {}
         self._dirty = False
+        self.broken = False  # a sync failed: nothing more is acknowledged through this handle (STORAGE rule 11)
         self._seen: dict[str, dict[tuple[str, str], Frame]] = {}
         self._walked: dict[str, int] = {}
         self._lock = threading.Lock()  # readers walk while the writer puts
@@ -89,7 +90,7 @@ class Vault:
     def sync(self) -> None:
         """All payloads put so far are on stable storage on return."""
         if self._dirty and self._fd is not None:
-            self._disk.sync_data(self._fd)
+            self._sync(self._fd)
             self._dirty = False
 
     def close(self) -> None:
@@ -154,11 +155,18 @@ class Vault:
         try:
             end = os.fstat(fd).st_size // _SLOT_BYTES * _SLOT_BYTES  # a torn slot is overwritten
             self._disk.write_at(fd, _format_slot(number, tag, key), end)
-            self._disk.sync_data(fd)
+            self._sync(fd)
         finally:
             close_quietly(fd)
         if made:
             self._disk.sync_folder(self._keys)
+
+    def _sync(self, fd: int) -> None:
+        try:
+            self._disk.sync_data(fd)
+        except OSError:
+            self.broken = True
+            raise
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

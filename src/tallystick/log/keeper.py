@@ -49,8 +49,10 @@ class Keeper:
                 return
             self._writer.written.clear()
             with self._writer.busy:
-                with contextlib.suppress(OSError):  # a failed sync has marked the store as broken: the next append says so
+                try:
                     self._store.flush()
                     self._keys.sync()
+                except OSError:
+                    self._store.broken = True  # never synced again by this handle; the next append says so
             with contextlib.suppress(AuditError, OSError):
                 self._view.fill()

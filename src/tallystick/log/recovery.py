@@ -15,6 +15,7 @@ again from the lines. If we die anywhere here the next writer starts again at 1:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -248,17 +249,20 @@ class Recovery:
             state = state._replace(segment=last, offset=0)
         self._store.attach(last, state.offset)  # type: ignore[attr-defined]
         rest = self._store.tail(last, state.offset)  # type: ignore[attr-defined]
-        if not rest:
+        unnamed = self._unnamed_cuts(state.size)
+        if not rest and not unnamed:
             return state
         lines, kept = self._complete_lines(rest)
         frontier = state.frontier.copy()
         if lines:
             self._store.rewrite(last, state.offset, rest[:kept])
             put_leaves(self._store, frontier, [leaf_hash(line) for line, _ in lines])
-        cut = list(_cuts_of([fields for _, fields in lines]))
+        cut = [c for c in unnamed if c not in _cuts_of([fields for _, fields in lines])]
+        cut += _cuts_of([fields for _, fields in lines])
         if kept < len(rest):
             name, size, digest = self._store.cut(last, state.offset + kept)
-            cut.append({"file": f"quarantine/{name}", "bytes": size, "sha256": digest})
+            named = {"file": f"quarantine/{name}", "bytes": size, "sha256": digest}
+            cut = [*(c for c in cut if c != named), named]
         missing = tuple(
             f"{fields.event_id}/{name}"
             for _, fields in lines
@@ -267,6 +271,26 @@ class Recovery:
         )
         found = Found(state.size, frontier.size, tuple(cut), missing[:100])
         return State(frontier, last, state.offset + kept, None, state.signed, found)
+
+    def _unnamed_cuts(self, size: int) -> list[dict[str, Any]]:
+        """Files in quarantine that no signed entry names: whoever cut them died before he could."""
+        folder = self._store.folder / "quarantine"
+        if not folder.is_dir():
+            return []
+        history = self._view.history(size) if size else None
+        known = {
+            cut.get("file")
+            for index, fields in self._view.key_lines().items()
+            if fields.event_type == RECOVERED and history is not None and not history.is_recovered(index)
+            for cut in fields.details.get("cut", ())
+        }
+        found = []
+        for path in sorted(folder.glob("*.bin")):
+            if f"quarantine/{path.name}" not in known:
+                data = path.read_bytes()
+                digest = hashlib.sha256(data).hexdigest()
+                found.append({"file": f"quarantine/{path.name}", "bytes": len(data), "sha256": digest})
+        return found
 
     def _complete_lines(self, rest: bytes) -> tuple[list[tuple[bytes, ent.Fields]], int]:
         found: list[tuple[bytes, ent.Fields]] = []

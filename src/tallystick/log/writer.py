@@ -365,7 +365,7 @@ class Writer:
     def _refuse_if_fatal(self) -> None:
         if self._fatal is not None:
             raise type(self._fatal)(str(self._fatal))
-        if self._store.broken:
+        if self._store.broken or self._vault.broken:
             raise self._die(StateUnknown("a sync failed earlier; close this logger and open the log again"))
 
     def _die(self, error: AuditError) -> AuditError:
@@ -379,7 +379,7 @@ class Writer:
                 self._state = None
             return error
         lost = sum(len(r.content) for r in requests)
-        if self._store.broken:
+        if self._store.broken or self._vault.broken:
             return self._die(StateUnknown(f"syncing to disk failed ({error.strerror}); nothing more is acknowledged by "
                                           "this logger: close it, look at the disk, open the log again"))  # fmt: skip
         if is_full(error):
@@ -404,8 +404,9 @@ class Writer:
         """The disk is full: give up the reserved room and put the beginning of the gap on record at once."""
         if not self._store.release_reserve():
             return
-        self._ready()
-        self._write([])
+        with self._store.exclusive(LOCK_WAIT_S):
+            self._ready()
+            self._write([])
 
     # -- orderly end -------------------------------------------------------------------------------------------------
 
