@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import hashlib
 import os
 import sys
 import threading
@@ -437,7 +438,8 @@ def _indexes(folder: Path, genesis: Genesis) -> list[Index]:
         cache = Path(base) / "tallystick" / "index"
         try:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found.append(Index(cache / f"{genesis.vkey.key_id:08x}-{abs(hash(str(folder))):x}.db"))
+            name = hashlib.sha256(f"{genesis.vkey.format()}\0{folder}".encode()).hexdigest()[:24]
+            found.append(Index(cache / f"{name}.db"))
         except OSError:
             pass
     return found
