@@ -361,7 +361,7 @@ class Screen:
                              no_wrap=at in cut or fixed or at in right)  # fmt: skip
         for number, row in enumerate(rows):
             table.add_row(*(Text(clean(cell)) for cell in row), style="red" if number in red else "")
-        self.console.print(Padding(table, (0, 0, 0, indent)))
+        self.console.print(Padding(table, (0, 0, 0, indent), expand=False))
 
 
 # -- what this user verified -------------------------------------------------------------------------------------------------
