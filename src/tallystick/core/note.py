@@ -46,7 +46,7 @@ _SIGNATURE_START = "— "  # U+2014, U+0020
 # The y coordinates of the eight points of small order (curve of RFC 8032 §5.1): 1, −1, 0, ±y of order 8.
 # A key with one of them "verifies" signatures that nobody made.
 _P = 2**255 - 19
-_Y8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD83D3D706A17C7
+_Y8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 _SMALL_ORDER_Y = frozenset({0, 1, _P - 1, _Y8, _P - _Y8})
 
 
