@@ -44,6 +44,7 @@ _TEXT = (
     "on_behalf_of", "parent_id", "correlation_id", "trace_id", "reason", "corrects", "subject",
 )  # fmt: skip
 COLUMNS = ("idx", "event_id", "timestamp", "recorded_at", *_TEXT, "segment", "offset", "length")
+SEGMENT, OFFSET = COLUMNS.index("segment"), COLUMNS.index("offset")
 _INSERT = f"INSERT INTO entries VALUES ({','.join('?' * len(COLUMNS))})"
 _PAGE = 1000
 
@@ -258,3 +259,10 @@ def rows(connection: sqlite3.Connection, start: int, stop: int) -> Iterator[Row]
         f"SELECT {','.join(COLUMNS)} FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx",
         (start, stop),
     )
+
+
+def astray(connection: sqlite3.Connection, first: int) -> list[int]:
+    """Rows that can be of no entry, at most 20: below 0, or below the first stored line and yet said to lie there."""
+    found = connection.execute("SELECT idx FROM entries WHERE idx < 0 OR (idx < ? AND segment >= ?) ORDER BY idx LIMIT 20",
+                               (first, first))  # fmt: skip
+    return [row[0] for row in found]

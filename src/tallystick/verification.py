@@ -87,10 +87,11 @@ def _verify_log(
     checker.upper_tree(head)
     checker.references(head, references)
     checker.key_lines(head)
-    checker.mark(head, _mark(keys, verdict))
+    checker.mark(head, _mark(keys, verdict), older_copy=any(f.issue == "older_copy" for f in verdict.findings))
     if content:
         verdict.not_proven.append("index and payloads: left out (--content)")
     checker.entries(head, start=start, content=content)
+    checker.config((path / "log.toml").read_bytes())
     verdict = checker.finish(head, start)
     _remember(path, genesis, memory, pinned, known, verdict, full=start == 0 and not content)
     return verdict

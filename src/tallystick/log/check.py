@@ -7,6 +7,7 @@ by the caller, who knows what is trusted (``verification``). No network, no cloc
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,19 +15,19 @@ from typing import NamedTuple
 from .. import index as idx
 from ..core import entry as ent
 from ..core.checkpoint import Checkpoint, open_checkpoint
-from ..core.epoch import History, is_own
+from ..core.epoch import CONFIG, CREATED, History, is_own
 from ..core.errors import AuditError, Malformed, StoreError, VerificationError
 from ..core.merkle import HASH_BYTES, Frontier, leaf_hash
-from ..core.note import split
-from ..core.tiles import frontier_at, root_at
-from ..core.verify import Finding, Span, Verdict, align, merge
+from ..core.tiles import frontier_at
+from ..core.verify import Alignment, Finding, Span, Verdict, align, merge
 from ..keys import Mark
 from ..store import Segment, Store
 from ..vault import Place, Vault
-from .view import LogView
+from .view import LogView, Stored
 
 FINDINGS_MAX = 1000
 _OWN = b'"event_type":"log.'
+TAIL_MAX = 65_536  # so many lines beyond the expected ones are looked at
 SAME_MAX = 20_000  # beyond so many lines that disagree in one segment they are named as a range
 
 
@@ -47,32 +48,29 @@ class Checker:
         self._history: History | None = None
         self._roots: dict[int, bytes] = {}
         self._bad: set[int] = set()
+        self._where: dict[int, list[int | None]] = {}  # broken segments: the index of each line that is as signed
+        self._strangers: list[_Stranger] = []
+        self._tree_holds = False
+        self._config: str | None = None
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def head(self) -> Checkpoint | None:
         """Genesis, entry 0, head. None if there is no head that could be believed; the findings say why."""
         try:
-            genesis = self._view.genesis.open()
+            genesis = self._view.genesis.open().root
         except AuditError as e:
             self._find("bad_signature", f"log.vkey: {e}", file="log.vkey")
             return None
         try:
             head = self._view.head()
         except AuditError as e:
-            return self._bad_head(e, genesis.root)
-        with contextlib.suppress(AuditError):
-            if root_at(self._first_leaf, 1) != genesis.root:
-                self._find("replaced", "entry 0 is not the one that the genesis checkpoint names", index=0)
+            return self._bad_head(e, genesis)
         self._history = self._view.history(head.size)
         self.verdict.tree_size, self.verdict.root = head.size, head.checkpoint.root.hex()
         return head.checkpoint
 
-    def _first_leaf(self, level: int, start: int, count: int) -> bytes:
-        first = self._view.at(0, 1)
-        return leaf_hash(first.line) if first is not None else self._store.hashes(level, start, count)
-
-    def _bad_head(self, error: AuditError, genesis_root: bytes) -> Checkpoint | None:
+    def _bad_head(self, error: AuditError, genesis: bytes) -> Checkpoint | None:
         """Say what is wrong; what the head claims still tells which lines to look at, though nobody signed it."""
         note = None
         with contextlib.suppress(AuditError):
@@ -82,16 +80,14 @@ class Checker:
             return None
         self._history = History((), (), ())
         segments = self._store.segments()
-        if segments and segments[0].start > 0 and not (self._store.folder / "keylines.jsonl").exists():
-            self.verdict.not_proven.append("the signature of the head: the entry that names its key is missing")
+        first = next(_batches(self._store, 1), None) if segments and segments[0].start == 0 else None
+        if (first is None and not (self._store.folder / "keylines.jsonl").exists()) or (first and leaf_hash(first[0]) != genesis):
+            # which the lines will show: nothing is signed by a key that nobody names
+            self.verdict.not_proven.append("the signature of the head: the entry that names its key is altered or missing")
         else:
             self._find("bad_signature", f"the head is not signed by this log ({error})", file="checkpoint")
-        first = next(iter(_batches(self._store, 1)), None)
-        if first and leaf_hash(first[0]) != genesis_root:
-            self._find("checksum_mismatch", "entry #0 is not the one that the genesis checkpoint names", index=0, offset=0,
-                       file=f"segments/{0:020d}.jsonl")  # fmt: skip
         try:
-            claimed = Checkpoint.parse(split(note)[0])
+            claimed = Checkpoint.parse(note.decode("utf-8", "replace").rpartition("\n\n")[0] + "\n")
         except AuditError:
             return None
         self.verdict.tree_size, self.verdict.root = claimed.size, claimed.root.hex()
@@ -105,14 +101,15 @@ class Checker:
         frontier = self._base(max(first, start), head)
         if frontier is None:
             return
-        tree_holds = self._tree_gives(head)
-        agree = True
+        tree_holds = self._tree_holds = self._tree_gives(head)
+        agree = last_agrees = True
         for at, segment in enumerate(segments):
             stop = min(segments[at + 1].start if at + 1 < len(segments) else head.size, head.size)
             if segment.start >= head.size:
                 break
             if stop > frontier.size:
-                agree = self._segment(segment, stop, frontier, tree_holds, last=at + 1 == len(segments)) and agree
+                last_agrees = self._segment(segment, stop, frontier, tree_holds, last=at + 1 == len(segments))
+                agree = agree and last_agrees
         if not segments and head.size > first:
             self._find("missing", "there are no segments", index=first, end=head.size)
         elif agree and frontier.size == head.size and frontier.root() != head.root:
@@ -120,7 +117,28 @@ class Checker:
                        "changed with them: which lines cannot be told", index=first, end=head.size)  # fmt: skip
         elif not tree_holds and agree and frontier.root() == head.root:
             self._tree_differs(head)
-        self._beyond(head, segments)
+        elif agree and frontier.size < head.size:
+            self._find("missing", f"#{frontier.size:,}–#{head.size - 1:,} are not here", index=frontier.size, end=head.size)
+        self._name_strangers()
+        self._entry_0(agree and frontier.size == head.size and frontier.root() == head.root)
+        if last_agrees:
+            self._beyond(head, segments)
+
+    def _entry_0(self, root_holds: bool) -> None:
+        """The genesis checkpoint names entry 0: another one is another log, or a line that was altered."""
+        genesis = self._view.genesis.open().root
+        first = next(_batches(self._store, 1), None)
+        leaf = leaf_hash(first[0]) if first else None
+        with contextlib.suppress(StoreError):
+            if self._tree_holds or leaf is None:
+                leaf = self._store.hashes(0, 0, 1)
+        if leaf is None or leaf == genesis:
+            return
+        if self._tree_holds or root_holds:
+            self._find("replaced", "entry #0 is not the one that the genesis checkpoint names", index=0)
+        elif 0 not in self._where:
+            self._find("checksum_mismatch", "entry #0 is not the one that the genesis checkpoint names", index=0, offset=0,
+                       file=f"segments/{0:020d}.jsonl")  # fmt: skip
 
     def _gone(self, first: int) -> None:
         """The prefix that is not here must be archived on record."""
@@ -138,6 +156,8 @@ class Checker:
         if start == 0:
             return Frontier()
         try:
+            if self._store.hash_count(0) < min(start, head.size):
+                raise StoreError("tree/0 ends before it")
             return frontier_at(self._store.hashes, min(start, head.size))
         except StoreError as e:
             self._find("missing", f"the tree below #{start:,} cannot be read ({e})", file="tree", index=0, end=start)
@@ -159,28 +179,39 @@ class Checker:
         if segment.start > frontier.size:
             self._find("missing", f"#{frontier.size:,}–#{segment.start - 1:,} are not here", index=frontier.size,
                        end=segment.start)  # fmt: skip
-            frontier_hashes = self._expected(frontier.size, segment.start)
-            frontier.extend(frontier_hashes or [bytes(HASH_BYTES)] * (segment.start - frontier.size))
-        skip = frontier.size - segment.start
-        expected = self._expected(frontier.size, stop) if tree_holds else None
-        wanted, ok, at = stop - frontier.size, True, 0
+            _jump(frontier, segment.start, self._expected(frontier.size, segment.start))
+        skip, base = frontier.size - segment.start, frontier.size
+        expected = self._expected(base, stop) if tree_holds else None
+        wanted, ok, at, end = stop - base, True, 0, 0
+        room = wanted + TAIL_MAX
         leaves: list[bytes] = []
         for batch in self._store.batches(segment):
-            lines = batch.lines[max(0, skip - at) :]
+            lines = batch.lines[max(0, skip - at) :][: room - len(leaves)]
             at += len(batch.lines)
-            room = wanted - len(leaves) if last else None
-            leaves.extend([leaf_hash(line) for line in lines[:room]])
+            end = batch.offset + sum(map(len, batch.lines)) + len(batch.lines)
+            leaves.extend([leaf_hash(line) for line in lines])
+            if len(leaves) >= room:
+                break
+        if not last and len(leaves) < room and end < segment.size:
+            self._find("checksum_mismatch", f"{segment.size - end:,} bytes in segments/{segment.name} are no line",
+                       index=base + len(leaves), file=f"segments/{segment.name}", offset=end)  # fmt: skip
+            ok = False
+        if last and (expected is None or leaves[:wanted] == expected):
+            leaves = leaves[:wanted]
         if expected is not None and leaves != expected:
-            self._name_breaks(segment, frontier.size, skip, expected, leaves)
+            self._name_breaks(segment, base, skip, expected, leaves, last=last)
             leaves, ok = expected, False
         elif expected is None and len(leaves) != wanted:
-            self._wrong_number(segment, frontier.size + len(leaves), stop, len(leaves) - wanted)
-            leaves, ok = (leaves + [bytes(HASH_BYTES)] * wanted)[:wanted], False
-        frontier.extend(leaves)
+            self._where[segment.start] = [None] * len(leaves)
+            self._wrong_number(segment, base + len(leaves), stop, len(leaves) - wanted)
+            ok = False
+        _jump(frontier, stop, leaves)
         return ok
 
     def _expected(self, start: int, stop: int) -> list[bytes] | None:
         try:
+            if stop > self._store.hash_count(0):
+                return None
             return _cut(self._store.hashes(0, start, stop - start))
         except StoreError:
             return None
@@ -193,9 +224,16 @@ class Checker:
             self._find("duplicate", f"{surplus:,} lines too many in segments/{segment.name}", index=stop,
                        file=f"segments/{segment.name}")  # fmt: skip
 
-    def _name_breaks(self, segment: Segment, base: int, skip: int, expected: list[bytes], found: list[bytes]) -> None:
+    def _name_breaks(
+        self, segment: Segment, base: int, skip: int, expected: list[bytes], found: list[bytes], *, last: bool
+    ) -> None:
         file = f"segments/{segment.name}"
         broken = align(expected, found)
+        self._where[segment.start] = [None] * skip + _in_place(broken, base, len(expected), len(found))
+        if last:  # what follows everything that was signed is a tail
+            tail = [at for i, at in broken.inserted if i == len(expected)]
+            broken = broken._replace(inserted=[pair for pair in broken.inserted if pair[0] < len(expected)])
+            self._tail(segment, base + len(expected), skip + len(found) - len(tail))
         places = self._places(segment, skip, {at for pairs in (broken.altered, broken.duplicate, broken.moved,
                                                                broken.inserted) for _, at in pairs})  # fmt: skip
         for i, at in broken.altered:
@@ -215,8 +253,38 @@ class Checker:
                        fields=fields)  # fmt: skip
         for i, at in broken.inserted:
             offset, fields = places.get(at, (None, None))
-            self._find("checksum_mismatch", f"a line that was never signed stands before #{base + i:,}", index=base + i,
-                       file=file, offset=offset, fields=fields)  # fmt: skip
+            self._strangers.append(_Stranger(found[at], base + i, file, offset, fields))
+
+    def _name_strangers(self) -> None:
+        """Lines too many that are not of their segment: of another one, or never signed."""
+        leaves, homes, at = {s.leaf for s in self._strangers}, dict[bytes, int](), 0
+        with contextlib.suppress(StoreError):
+            while leaves and at < self.verdict.tree_size:
+                row = _cut(self._store.hashes(0, at, min(1 << 16, self.verdict.tree_size - at)))
+                homes.update((h, i) for i, h in enumerate(row, at) if h in leaves)
+                at += len(row)
+        for one in self._strangers:
+            home = homes.get(one.leaf)
+            if home is None:
+                self._find("checksum_mismatch", f"a line that was never signed stands before #{one.before:,}",
+                           index=one.before, file=one.file, offset=one.offset, fields=one.fields)  # fmt: skip
+            else:
+                moved = home in self._bad
+                self._find("order" if moved else "duplicate", f"entry #{home:,} is "
+                           + ("not in its place" if moved else "there once more") + f": it stands before #{one.before:,}",
+                           index=home, file=one.file, offset=one.offset, fields=one.fields)  # fmt: skip
+
+    def _tail(self, segment: Segment, size: int, lines: int) -> None:
+        """Bytes after the first ``lines`` lines of the growing segment, where something before them is broken."""
+        at, offset = 0, 0
+        for batch in self._store.batches(segment):
+            kept = batch.lines[: lines - at]
+            at += len(kept)
+            offset = batch.offset + sum(map(len, kept)) + len(kept)
+            if at == lines:
+                break
+        if offset < segment.size:
+            self._unsigned(segment, size, offset)
 
     def _places(self, segment: Segment, skip: int, wanted: set[int]) -> dict[int, tuple[int, ent.Fields | None]]:
         """Byte offset and, where the line can still be read, its fields."""
@@ -285,12 +353,15 @@ class Checker:
         with contextlib.suppress(AuditError):
             if self._view.open_head(self._store.head()).size > head.size:
                 return
+        self._unsigned(last, head.size, offset)
+
+    def _unsigned(self, segment: Segment, size: int, offset: int) -> None:
         self.verdict.findings.append(
-            Finding("missing", f"{extra:,} bytes after entry #{head.size - 1:,} are not signed (a writer that died, or lines "
-                    "added by hand); the next append takes them in and names them", 3, head.size,
-                    file=f"segments/{last.name}", offset=offset)  # fmt: skip
+            Finding("missing", f"{segment.size - offset:,} bytes after entry #{size - 1:,} are not signed (a writer that died, "
+                    "or lines added by hand); the next append takes them in and names them", 3, size,
+                    file=f"segments/{segment.name}", offset=offset)  # fmt: skip
         )
-        self.verdict.not_proven.append(f"unsigned tail from #{head.size:,}")
+        self.verdict.not_proven.append(f"unsigned tail from #{size:,}")
 
     # -- what is known from elsewhere --------------------------------------------------------------------------------
 
@@ -302,18 +373,32 @@ class Checker:
             if one.size > head.size:
                 self._find("rolled_back", f"{one.source} knows {one.size:,} entries, this log ends at {head.size:,}",
                            index=head.size, end=one.size)  # fmt: skip
-            elif one.size and roots.get(one.size) != one.root:
+            elif one.size and one.size not in roots:
+                self.verdict.not_proven.append(f"{one.source} ({one.size:,} entries): the tree cannot be read so far")
+                if not any(f.code == 6 for f in self.verdict.findings):
+                    self._find("missing", f"nothing is left to compare with {one.source}", index=0, end=one.size)
+            elif one.size and roots[one.size] != one.root:
                 self._find("replaced", f"the first {one.size:,} entries are not those that {one.source} knows",
                            index=0, end=one.size)  # fmt: skip
 
     def _roots_at(self, sizes: list[int]) -> dict[int, bytes]:
-        """Roots from the leaf hashes of the lines where they are here, else of ``tree/0``."""
+        """Roots from ``tree/0`` where it gives the signed root, else from the lines."""
         found: dict[int, bytes] = {}
+        first = next(iter(self._store.segments()), None)
+        if not self._tree_holds and first is not None and first.start == 0:
+            frontier, at = Frontier(), 0
+            for batch in _batches(self._store, max(sizes, default=0)):
+                for size in [*(s for s in sizes if at < s < at + len(batch)), at + len(batch)]:
+                    frontier.extend([leaf_hash(line) for line in batch[frontier.size - at : size - at]])
+                    found[size] = frontier.root()
+                at += len(batch)
+            return found
         with contextlib.suppress(StoreError):
+            frontier = Frontier()
             for size in sizes:
-                frontier = Frontier()
-                for at in range(0, size, 1 << 16):
-                    frontier.extend(_cut(self._store.hashes(0, at, min(1 << 16, size - at))))
+                while frontier.size < size:
+                    count = min(1 << 16, size - frontier.size)
+                    frontier.extend(_cut(self._store.hashes(0, frontier.size, count)))
                 found[size] = frontier.root()
         return found
 
@@ -328,20 +413,19 @@ class Checker:
             )  # fmt: skip
             return
         unreadable = 0
-        index_rows = self._index_rows(head, start)
-        for stored in self._view._scan(self._store.segments(), start, head.size):  # same package
-            if stored.hit.index in self._bad:
-                if index_rows is not None:
-                    next(index_rows, None)
-                continue
+        rows = self._index_rows(head, start)
+        for stored in self._in_place(start, head.size):
             try:
                 fields = ent.decode(stored.line)
             except Malformed as e:
-                self._find("checksum_mismatch", f"entry #{stored.hit.index:,}: {e}", index=stored.hit.index)
+                self._find("checksum_mismatch", f"entry #{stored.hit.index:,}: {e}", index=stored.hit.index,
+                           file=f"segments/{stored.hit.segment:020d}.jsonl", offset=stored.hit.offset)  # fmt: skip
                 continue
-            self.verdict.lifecycle_entries += is_own(fields)
-            if index_rows is not None:
-                self._compare_row(next(index_rows, None), idx.row_of(stored.hit.index, fields, *stored.hit[1:]))
+            if is_own(fields):
+                self.verdict.lifecycle_entries += 1
+                self._note_config(stored.hit.index, fields)
+            if rows is not None:
+                self._compare_row(rows.at(stored.hit.index), idx.row_of(stored.hit.index, fields, *stored.hit[1:]))
             for name, ref in fields.payloads.items():
                 place = Place(fields.event_id, name, fields.subject)
                 try:
@@ -355,22 +439,60 @@ class Checker:
                 except (Malformed, VerificationError, OSError) as e:
                     self._find("checksum_mismatch", f"entry #{stored.hit.index:,}, payload {name!r}: {e}",
                                index=stored.hit.index, file="payloads", fields=fields)  # fmt: skip
+        if rows is not None and rows.error:
+            self._find("index_mismatch", f"index.db: {rows.error}", file="index.db")
         if unreadable:
             self.verdict.not_proven.append(f"{unreadable:,} payloads: not readable by you")
+
+    def _in_place(self, start: int, size: int) -> Iterator[Stored]:
+        """The stored lines of [start, size) that are the signed ones, each with its index."""
+        segments = self._store.segments()
+        for at, segment in enumerate(segments):
+            stop = min(segments[at + 1].start if at + 1 < len(segments) else size, size)
+            if stop <= start:
+                continue
+            where, number = self._where.get(segment.start), 0
+            for batch in self._store.batches(segment):
+                offset = batch.offset
+                for line in batch.lines:
+                    index: int | None = segment.start + number
+                    if where is not None:
+                        index = where[number] if number < len(where) else None
+                    if index is not None and start <= index < stop:
+                        yield Stored(idx.Hit(index, segment.start, offset, len(line)), line)
+                    offset += len(line) + 1
+                    number += 1
+                if where is None and segment.start + number >= stop:
+                    break
+
+    def _note_config(self, index: int, fields: ent.Fields) -> None:
+        assert self._history is not None
+        if fields.event_type in (CONFIG, CREATED) and not self._history.is_recovered(index):
+            said = fields.details.get("sha256", fields.details.get("config_sha256"))
+            self._config = said if isinstance(said, str) else self._config
+
+    def config(self, text: bytes) -> None:
+        """``log.toml`` is no evidence and may be changed; a change that no entry names yet is said."""
+        if self._config is not None and self._config != hashlib.sha256(text).hexdigest():
+            self.verdict.not_proven.append("log.toml is not the one that is on record (its change becomes an entry at the "
+                                           "next append)")  # fmt: skip
 
     def _was_lost(self, fields: ent.Fields, name: str) -> bool:
         """A payload that recovery named as missing."""
         wanted = f"{fields.event_id}/{name}"
         return any(wanted in f.details.get("missing_payloads", ()) for f in self._view.key_lines().values())
 
-    def _index_rows(self, head: Checkpoint, start: int) -> Iterator[idx.Row] | None:
+    def _index_rows(self, head: Checkpoint, start: int) -> _Rows | None:
         """Rows of the index below the head, after its schema and SQLite's own check; None where it says nothing."""
         if self._index is None or not self._index.path.exists():
             return None
+        first = min((s.start for s in self._store.segments()), default=0)
+        first = min(first, head.size)
         try:
             with self._index.reading() as connection:
                 wrong = idx.integrity(connection)
-                reach = idx.size_of(connection)
+                reach = min(idx.size_of(connection), head.size)
+                astray = idx.astray(connection, first)
         except sqlite3.OperationalError as e:
             self.verdict.not_proven.append(f"index.db cannot be opened by you ({e})")
             return None
@@ -379,28 +501,15 @@ class Checker:
             return None
         for text in wrong:
             self._find("index_mismatch", f"index.db: {text[:200]}", file="index.db")
-        if wrong:
-            return None
-        first = self._store.segments()[0].start
-        return self._rows_then_nothing(min(reach, head.size), max(first, start))
-
-    def _rows_then_nothing(self, reach: int, first: int) -> Iterator[idx.Row]:
-        assert self._index is not None
-        at = first
-        try:
-            with self._index.reading() as connection:
-                for row in idx.rows(connection, first, reach):
-                    while at < row[0]:
-                        yield (at,)  # hidden by the index
-                        at += 1
-                    yield row
-                    at += 1
-        except sqlite3.Error as e:
-            self._find("index_mismatch", f"index.db: {e}", file="index.db")
+        for index in astray:
+            self._find("index_mismatch", f"index.db: row {index} is of no entry", index=index, file="index.db")
+        return None if wrong else _Rows(self._index, max(first, start), reach)
 
     def _compare_row(self, row: idx.Row | None, wanted: idx.Row) -> None:
         if row is None or row == wanted:
             return
+        if wanted[idx.SEGMENT] in self._where and len(row) > 1:  # what precedes the line in its file is broken
+            wanted = wanted[: idx.OFFSET] + row[idx.OFFSET : idx.OFFSET + 1] + wanted[idx.OFFSET + 1 :]
         different = "the row is not there" if len(row) == 1 else ", ".join(
             f"{name}" for name, a, b in zip(idx.COLUMNS, row, wanted, strict=True) if a != b or type(a) is not type(b))  # fmt: skip
         if different:
@@ -425,14 +534,16 @@ class Checker:
         head = Checkpoint(self._view.genesis.origin, self.verdict.tree_size, bytes.fromhex(self.verdict.root))
         self.references(head, [Reference(kept.size, kept.root, f"checkpoints/{name}")])
 
-    def mark(self, head: Checkpoint, mark: Mark | None) -> None:
-        """What was last signed here, where it can be read."""
+    def mark(self, head: Checkpoint, mark: Mark | None, *, older_copy: bool = False) -> None:
+        """What was last signed here, where it can be read. A copy known to be older may lie beside the keys of the newer."""
         if mark is None:
             if head.size > 1:
                 self.verdict.not_proven.append("there is no mark beside the keys: what was last signed is not known")
             return
         if mark.origin != head.origin:
             self._find("replaced", f"the mark beside the keys is of {mark.origin}", file="mark")
+            return
+        if older_copy and mark.size > head.size:
             return
         self.references(head, [Reference(mark.size, mark.root, "the mark beside the keys")])
 
@@ -480,6 +591,59 @@ def _decoded(line: bytes) -> ent.Fields | None:
         return ent.decode(line)
     except Malformed:
         return None
+
+
+class _Stranger(NamedTuple):
+    """A line too many: its leaf hash, the index before which it stands, its place, its fields."""
+
+    leaf: bytes
+    before: int
+    file: str
+    offset: int | None
+    fields: ent.Fields | None
+
+
+class _Rows:
+    """The rows of the index in [start, reach), asked for in ascending index."""
+
+    def __init__(self, index: idx.Index, start: int, reach: int) -> None:
+        self._reach, self.error = reach, ""
+        self._rows = self._read(index, start)
+        self._row: idx.Row | None = None
+
+    def at(self, index: int) -> idx.Row | None:
+        """The row; only its index where there is none; None where the index does not reach or cannot be read."""
+        while self._row is None or self._row[0] < index:
+            row = next(self._rows, None)
+            if row is None:
+                break
+            self._row = row
+        if index >= self._reach or self.error:
+            return None
+        return self._row if self._row is not None and self._row[0] == index else (index,)
+
+    def _read(self, index: idx.Index, start: int) -> Iterator[idx.Row]:
+        try:
+            with index.reading() as connection:
+                yield from idx.rows(connection, start, self._reach)
+        except sqlite3.Error as e:
+            self.error = str(e)
+
+
+def _in_place(broken: Alignment, base: int, expected: int, found: int) -> list[int | None]:
+    """For each found line the index that it is the line of, None for those that are not in their place."""
+    gone = {i for i, _ in broken.altered} | {i for i, _ in broken.moved} | set(broken.missing)
+    wrong = {at for pairs in (broken.altered, broken.duplicate, broken.moved, broken.inserted) for _, at in pairs}
+    right = iter([base + i for i in range(expected) if i not in gone])
+    return [None if at in wrong else next(right) for at in range(found)]
+
+
+def _jump(frontier: Frontier, size: int, leaves: list[bytes] | None) -> None:
+    """Go on to ``size``: with the leaves if they are as many, else without (the root is lost then)."""
+    if leaves is not None and len(leaves) == size - frontier.size:
+        frontier.extend(leaves)
+    else:
+        frontier.size, frontier.hashes = size, [bytes(HASH_BYTES)] * size.bit_count()
 
 
 def _cut(data: bytes) -> list[bytes]:

@@ -298,7 +298,7 @@ class LogView:
         done = idx.size_of(connection)
         if done > size:
             idx.cut_at(connection, size)
-            done = size
+            done = idx.size_of(connection)  # rows below may have been missing all along
         rows: list[idx.Row] = []
         start, segment_offset = max(done, first), None
         last = idx.place(connection, done - 1) if done > first else None
