@@ -1,0 +1,170 @@
+"""Bare ``tally`` and ``tally status``: how the log is doing and what needs a person."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from .common import Screen, find_log, last_verified, open_log, plural, print_json, size_text, user_memory, when_text
+
+if TYPE_CHECKING:
+    from ..logger import AuditLogger
+
+_YEAR_US = 365 * 86_400_000_000
+_HOUR_US = 3_600_000_000
+
+
+@click.command(
+    name="status",
+    epilog="""\b
+Example:
+  tally
+  tally audit_log
+  tally status --json""",
+)
+@click.argument("log", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def command(log: str | None = None, as_json: bool = False) -> int:
+    """How the log is doing: size, newest entry, last verified, what needs you."""
+    from ..logger import is_log
+
+    path = find_log(log)
+    if not is_log(path) and user_memory().get(path) is None and not as_json:
+        named = "" if log is None else f" {shlex.quote(log)}"
+        click.echo(
+            f"There is no log at {path} yet.\n\n"
+            f"  tally init{named}   makes one\n  tally demo   shows what it is for, on a real model\n  tally --help", err=True,
+        )  # fmt: skip
+        return 2
+    with open_log(path) as opened:
+        found = _look(opened)
+        if as_json:
+            print_json(found._asdict())
+        else:
+            _show(opened, found)
+    return 0
+
+
+class Status(NamedTuple):
+    """What the screen and the document say."""
+
+    path: str
+    origin: str
+    entries: int
+    bytes_on_disk: int
+    bytes_per_year: int | None
+    disk_free: int
+    newest_index: int
+    newest_us: int
+    verified: str
+    verified_until: int
+    confirmed_outside: list[str]
+    retention_days: int
+    keeps: str
+    archived: int
+    needs_you: list[dict[str, str]]
+
+
+def _look(log: AuditLogger) -> Status:
+    view = log._handle.view
+    size = view.head().size
+    newest = log.entry(size - 1)
+    parts = view.history(size).archived
+    segments = view.store.segments()
+    first = segments[0].start if segments else size
+    lines_bytes = sum(s.size for s in segments)
+    per_year = _growth(log, first, newest.recorded_at_us, lines_bytes)
+    on_disk = _bytes_on_disk(log.path)
+    if per_year is not None and lines_bytes:
+        per_year = int(per_year * on_disk / lines_bytes)
+    checked = last_verified(log)
+    needs = [{"what": what, "command": how} for what, how in _needs(log, checked)]
+    keep = log._handle.settings.content.keep
+    return Status(
+        str(log.path), log.origin, size, on_disk, per_year, shutil.disk_usage(log.path).free, size - 1, newest.recorded_at_us,
+        checked.sentence, checked.size if checked.full_us else 0, [], log.retention_days, keep,
+        min(max((e for _, e, _ in parts), default=0), first), needs,
+    )  # fmt: skip
+
+
+def _growth(log: AuditLogger, first: int, newest_us: int, lines_bytes: int) -> int | None:
+    """Bytes of lines a year, from the entries that are here; None for less than an hour of them."""
+    try:
+        span = newest_us - log.entry(first).recorded_at_us
+    except KeyError:
+        return None
+    return None if span < _HOUR_US else int(lines_bytes * _YEAR_US / span)
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    total = 0
+    for where, _, names in os.walk(folder, onerror=lambda _e: None):
+        for name in names:
+            try:
+                found = os.lstat(os.path.join(where, name))
+            except OSError:
+                continue
+            if stat.S_ISREG(found.st_mode):
+                total += found.st_blocks * 512
+    return total
+
+
+def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
+    path = shlex.quote(str(log.path))
+    found = []
+    if checked.alarm:
+        found.append((checked.sentence.partition(":")[0], f"tally verify {path}"))
+    elif not checked.full_us:
+        found.append(("this log was never verified by you", f"tally verify {path}"))
+    found.append(("nobody outside this machine confirms it yet; keep its head elsewhere", f"tally checkpoint {path} > FILE"))
+    quarantine = log.path / "quarantine"
+    try:
+        count = len(os.listdir(quarantine))
+    except OSError:
+        count = 0
+    if count:
+        found.append((f"{plural(count, 'piece')} cut off after a crash: read what happened", f"tally query {path} --type log.recovered"))
+    keys = log._handle.keys.path
+    try:
+        if stat.S_IMODE(os.stat(keys).st_mode) & 0o077:
+            found.append(("the folder of its keys is open to others", f"chmod 700 {shlex.quote(str(keys))}"))
+    except PermissionError:
+        pass
+    except FileNotFoundError:
+        found.append((f"the folder of its keys is gone: {keys}", "restore it; reading goes on without"))
+    disk = shutil.disk_usage(log.path)
+    if disk.free < max(64 << 20, disk.total // 50):
+        found.append((f"the disk is nearly full, {size_text(disk.free)} left", "make room"))
+    return found
+
+
+def _show(log: AuditLogger, found: Status) -> None:
+    screen = Screen()
+    year = "grows: too young to say" if found.bytes_per_year is None else f"{size_text(found.bytes_per_year)} a year"
+    lasts = ""
+    if found.bytes_per_year:
+        years = found.disk_free / found.bytes_per_year
+        lasts = ", disk lasts > 5 years" if years > 5 else f", disk lasts {years * 365:,.0f} days"
+    screen.long(found.path, "bold")
+    screen.line(f"  {found.origin}", "dim")
+    screen.blank()
+    left = f", {found.archived:,} of them archived" if found.archived else ""
+    keeps = {"previews": "values of audited functions 500 characters each, encrypted", "none": "values of audited functions not kept (commitment)"}
+    screen.pairs([
+        ("size", f"{plural(found.entries, 'entry', 'entries')}{left} · {size_text(found.bytes_on_disk)} · {year}{lasts}"),
+        ("newest", f"#{found.newest_index:,} {when_text(found.newest_us, log.zone)}  {log.zone}"),
+        ("checked", found.verified),
+        ("outside", "nobody yet"),
+        ("keeps", f"entries {found.retention_days:,} d, then to be archived · {keeps[found.keeps]}"),
+    ], indent=2)  # fmt: skip
+    screen.blank()
+    alarm = last_verified(log).alarm
+    for at, need in enumerate(found.needs_you):
+        screen.line(f"  {'needs you' if at == 0 else '':<11}{need['what']}", "red" if alarm and at == 0 else "")
+        screen.long(f"  {'':<13}{need['command']}")
