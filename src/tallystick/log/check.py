@@ -51,6 +51,7 @@ class Checker:
         self._where: dict[int, list[int | None]] = {}  # broken segments: the index of each line that is as signed
         self._strangers: list[_Stranger] = []
         self._tree_holds = False
+        self._head_error = ""
         self._config: str | None = None
 
     # -- steps -------------------------------------------------------------------------------------------------------
@@ -81,14 +82,15 @@ class Checker:
         self._history = History((), (), ())
         segments = self._store.segments()
         first = next(_batches(self._store, 1), None) if segments and segments[0].start == 0 else None
-        if (first is None and not (self._store.folder / "keylines.jsonl").exists()) or (first and leaf_hash(first[0]) != genesis):
-            # which the lines will show: nothing is signed by a key that nobody names
-            self.verdict.not_proven.append("the signature of the head: the entry that names its key is altered or missing")
-        else:
-            self._find("bad_signature", f"the head is not signed by this log ({error})", file="checkpoint")
-        try:
+        nameless = first is None and not (self._store.folder / "keylines.jsonl").exists()
+        altered = first is not None and leaf_hash(first[0]) != genesis
+        self._head_error = f"the head is not signed by this log ({error})"
+        claimed = None
+        with contextlib.suppress(AuditError):
             claimed = Checkpoint.parse(note.decode("utf-8", "replace").rpartition("\n\n")[0] + "\n")
-        except AuditError:
+        if claimed is None or not (nameless or altered):
+            self._find("bad_signature", self._head_error, file="checkpoint")
+        if claimed is None:
             return None
         self.verdict.tree_size, self.verdict.root = claimed.size, claimed.root.hex()
         return claimed
@@ -229,7 +231,8 @@ class Checker:
     ) -> None:
         file = f"segments/{segment.name}"
         broken = align(expected, found)
-        self._where[segment.start] = [None] * skip + _in_place(broken, base, len(expected), len(found))
+        ahead: list[int | None] = [None] * skip
+        self._where[segment.start] = ahead + _in_place(broken, base, len(expected), len(found))
         if last:  # what follows everything that was signed is a tail
             tail = [at for i, at in broken.inserted if i == len(expected)]
             broken = broken._replace(inserted=[pair for pair in broken.inserted if pair[0] < len(expected)])
@@ -552,6 +555,10 @@ class Checker:
     def finish(self, head: Checkpoint, start: int) -> Verdict:
         """Ranges with their words."""
         assert self._history is not None
+        if self._head_error and not any(f.code == 6 for f in self.verdict.findings):
+            self._find("bad_signature", self._head_error, file="checkpoint")
+        elif self._head_error:
+            self.verdict.not_proven.append("the signature of the head")
         segments = self._store.segments()
         first = segments[0].start if segments else head.size
         marks = sorted({0, min(first, head.size), head.size, min(max(start, first), head.size),
