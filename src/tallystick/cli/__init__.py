@@ -151,8 +151,10 @@ def _failed(error: BaseException) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return PIPE_CLOSED
     if isinstance(error, click.ClickException):
-        with contextlib.suppress(OSError):
-            error.show()
+        hint = ""
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            hint = f"   ({error.ctx.command_path} --help)"
+        _say(error.format_message() + hint)
         return USAGE
     return _known(error)
 

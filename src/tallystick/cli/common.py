@@ -24,6 +24,7 @@ _EVENT = re.compile(r"evt_[0-9a-f]{32}|#[0-9][0-9,._]*", re.ASCII)
 # controls, DEL, C1, separators, and what turns the direction of text or joins nothing: all can make a screen lie
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_TRAILING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -47,7 +48,7 @@ def print_json(value: Any, *, line: bool = False) -> None:
 
 def print_bytes(data: bytes) -> None:
     """Exactly these bytes on standard output."""
-    stream = click.get_binary_stream("stdout")
+    stream: Any = click.get_binary_stream("stdout")
     stream.write(data)
     stream.flush()
 
@@ -361,7 +362,18 @@ class Screen:
                              no_wrap=at in cut or fixed or at in right)  # fmt: skip
         for number, row in enumerate(rows):
             table.add_row(*(Text(clean(cell)) for cell in row), style="red" if number in red else "")
-        self.console.print(Padding(table, (0, 0, 0, indent), expand=False))
+        with self.console.capture() as captured:
+            self.console.print(Padding(table, (0, 0, 0, indent), expand=False))
+        self.console.file.write(_TRAILING.sub(r"\1", captured.get()))
+
+
+def archived_range(log: AuditLogger) -> tuple[int, int] | None:
+    """The half-open range of entries that have left this log on record; None if all are here."""
+    view = log._handle.view
+    parts = view.history(view.head().size).archived
+    segments = view.store.segments()
+    gone = min(max((end for _, end, _ in parts), default=0), segments[0].start if segments else 0)
+    return (0, gone) if gone else None
 
 
 # -- what this user verified -------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from .common import Damaged, find_log, note, open_log, parse_period, period_options, range_text
@@ -21,7 +23,7 @@ def command(log: str | None, on: str | None, since: str | None, until: str | Non
     from ..core.entry import decode
     from ..core.times import parse_time
 
-    out = click.get_binary_stream("stdout")
+    out: Any = click.get_binary_stream("stdout")
     with open_log(find_log(log)) as opened:
         start, end = parse_period(opened.zone, on, since, until, period)
         view = opened._handle.view

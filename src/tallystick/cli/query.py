@@ -9,8 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import (
-    Period, Screen, find_log, last_verified, local, note, open_log, parse_period, period_options, period_text, plural,
-    print_json, range_text,
+    Period,
+    Screen,
+    archived_range,
+    find_log,
+    last_verified,
+    local,
+    note,
+    open_log,
+    parse_period,
+    period_options,
+    period_text,
+    plural,
+    print_json,
+    range_text,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -117,11 +129,7 @@ class Answers:
         """The range that has left this log and was not looked at."""
         if self.archives is not None:
             return None
-        view = self.log._handle.view
-        parts = view.history(view.head().size).archived
-        segments = view.store.segments()
-        gone = min(max((end for _, end, _ in parts), default=0), segments[0].start if segments else 0)
-        return (0, gone) if gone else None
+        return archived_range(self.log)
 
 
 def _limited(entries: Answers, limit: int) -> tuple[list[AuditEntry], Iterator[AuditEntry]]:

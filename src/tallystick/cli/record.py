@@ -60,7 +60,7 @@ A bad line is named on standard error, the others are recorded, the exit code is
 @click.option("--service", metavar="NAME", help="The program.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.pass_context
-def command(ctx: click.Context, log: str | None, details: str | None, as_json: bool, **flags: str | None) -> int:
+def command(ctx: click.Context, /, log: str | None, details: str | None, as_json: bool, **flags: str | None) -> int:
     """Record one event from flags, or many from piped JSON lines. Prints each id when it is durable."""
     given = {_FLAGS[name]: value for name, value in flags.items() if value is not None}
     if given or details is not None:

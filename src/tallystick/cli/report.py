@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import (
-    Period, Screen, find_log, is_event, open_log, parse_period, period_options, period_text, plural, print_json, when_text,
+    Period,
+    Screen,
+    archived_range,
+    find_log,
+    is_event,
+    open_log,
+    parse_period,
+    period_options,
+    period_text,
+    plural,
+    print_json,
+    range_text,
+    when_text,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -55,8 +67,9 @@ def command(
             if isinstance(e, click.ClickException) or type(e) is not ValueError:
                 raise
             raise click.UsageError(str(e)) from None
+        gone = archived_range(log)
         if as_json:
-            print_json(found)
+            print_json({**found, "archived_not_counted": gone and {"start": gone[0], "end": gone[1]}})
         else:
             _show(log, path, found, asked)
     return 6 if found.get("integrity_check", {}).get("verdict") == "altered" else 0
@@ -95,6 +108,9 @@ def _show(log: AuditLogger, path: Path, report: dict[str, Any], asked: Period) -
         ("In UTC", f"{report['report_period']['start'] or 'the beginning'}  –  {report['report_period']['end'] or 'the end'}"),
         ("Made from", f"{plural(basis['size'], 'entry', 'entries')}, root {basis['root'][:16]}…   again: --at {basis['size']}"),
     ])  # fmt: skip
+    gone = archived_range(log)
+    if gone:
+        screen.line(f"NOT COUNTED: {range_text(*gone)}, archived; what of the period lies there is not in this report", "yellow")
     screen.blank()
     {"full": _full, "security": _security, "data_access": _data_access}[kind](screen, log, report)
     screen.blank()

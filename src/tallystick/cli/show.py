@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import (
-    Screen, clean, find_log, last_verified, local, log_and_event, open_log, print_bytes, print_json, stored_entry, zone_text,
+    Screen,
+    clean,
+    find_log,
+    last_verified,
+    local,
+    log_and_event,
+    open_log,
+    print_bytes,
+    print_json,
+    stored_entry,
+    zone_text,
 )  # fmt: skip
 
 if TYPE_CHECKING:

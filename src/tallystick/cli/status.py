@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .common import Screen, find_log, last_verified, open_log, plural, print_json, size_text, user_memory, when_text
+from .common import Screen, archived_range, find_log, last_verified, open_log, plural, print_json, size_text, user_memory, when_text
 
 if TYPE_CHECKING:
     from ..logger import AuditLogger
@@ -75,7 +75,6 @@ def _look(log: AuditLogger) -> Status:
     view = log._handle.view
     size = view.head().size
     newest = log.entry(size - 1)
-    parts = view.history(size).archived
     segments = view.store.segments()
     first = segments[0].start if segments else size
     lines_bytes = sum(s.size for s in segments)
@@ -89,7 +88,7 @@ def _look(log: AuditLogger) -> Status:
     return Status(
         str(log.path), log.origin, size, on_disk, per_year, shutil.disk_usage(log.path).free, size - 1, newest.recorded_at_us,
         checked.sentence, checked.size if checked.full_us else 0, [], log.retention_days, keep,
-        min(max((e for _, e, _ in parts), default=0), first), needs,
+        (archived_range(log) or (0, 0))[1], needs,
     )  # fmt: skip
 
 

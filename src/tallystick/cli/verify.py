@@ -37,7 +37,7 @@ Exit codes: 0 all that was asked is proven, 2 usage or I/O, 3 cannot judge, 4 ma
 5 stale or an older copy, 6 altered, missing or rolled back.""",
 )
 @click.argument("things", nargs=-1, metavar="[THING]...")
-@click.option("--entry", "entry_file", metavar="FILE", help="The entry a proof is about, as 'show --raw' wrote it ('-': standard input).")
+@click.option("--entry", "entry_file", metavar="FILE", help="What a proof is about, as 'show --raw' wrote it ('-': standard input).")
 @click.option("--vkey", metavar="V", help="The key to trust instead of your memory; nothing is remembered then.")
 @click.option("--checkpoint", "checkpoint_file", metavar="FILE", help="A checkpoint kept elsewhere: the log must extend it.")
 @click.option("--new-only", is_flag=True, help="Only what came after the last proven size.")
@@ -82,7 +82,7 @@ def _sort(thing: str | None) -> list[tuple[Path, str]]:
     if thing is None:
         return [(find_log(None), "log")]
     if is_event(thing):
-        raise click.UsageError(f"{thing} is an entry; verify takes a log, a .tlog-proof or an archive. tally prove '{thing}' makes a proof")
+        raise click.UsageError(f"{thing} is an entry; verify takes a log, a .tlog-proof, an archive (see tally prove)")
     path = Path(os.path.abspath(os.path.expanduser(thing)))
     if thing.endswith(".zst"):
         return [(path, "archive")]
@@ -132,7 +132,8 @@ def _read(name: str) -> bytes:
     from ..core.errors import Malformed
 
     if name == "-":
-        data = click.get_binary_stream("stdin").read(_INPUT_BYTES_MAX + 1)
+        stream: Any = click.get_binary_stream("stdin")
+        data = bytes(stream.read(_INPUT_BYTES_MAX + 1))
     else:
         with open(name, "rb") as file:
             data = file.read(_INPUT_BYTES_MAX + 1)
@@ -161,7 +162,8 @@ def show_verdict(verdict: Verdict, path: Path, kind: str = "log") -> None:
     screen = Screen()
     zone = _zone(path) if kind == "log" else None
     now = local(time.time_ns() // 1000, zone) if zone else None
-    screen.long("   ".join(str(x) for x in (verdict.origin, path, now and f"{day_text(now)} {now:%H:%M} {zone_text(now)}") if x), "bold")
+    when = f"{day_text(now)} {now:%H:%M} {zone_text(now)}" if now else ""
+    screen.long("   ".join(str(x) for x in (verdict.origin, path, when) if x), "bold")
     screen.blank()
     code = verdict.exit_code
     own = verdict.sentence
