@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import re
 import shlex
@@ -12,13 +14,19 @@ from typing import NamedTuple
 
 import pytest
 
+from tallystick.cli import ALIASES, COMMANDS
+from tallystick.core.entry import format_float
+from tallystick.core.errors import EntryRefused
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"<!-- not run: ([^>]+?) -->\s*\Z")
 EXIT = re.compile(r"#\s*exit (\d+)\s*\Z")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
-LEFT_ALONE = ("make", "pip", "apt-get", "git", "python3", "cd", "cp", "mkdir", "umask")
+INLINE = re.compile(r"`tally ([a-z]+)([^`]*)`")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+LEFT_ALONE = ("make", "pip", "apt-get", "git")
 
 
 class Block(NamedTuple):
@@ -39,18 +47,25 @@ def blocks_of(page: Path) -> list[Block]:
     return found
 
 
-def commands_of(block: Block) -> list[tuple[str, int]]:
-    """``tally`` lines with the exit code that the page says (0 without a word). A console block has prompts."""
-    found = []
+def commands_of(block: Block) -> tuple[list[tuple[str, int]], int]:
+    """``tally`` lines with the exit code that the page says (0 without a word), and how many others there are. A console
+    block has prompts. A line that is neither is an error: nothing is left out silently."""
+    found, left_alone = [], 0
     for raw in block.text.replace("\\\n", " ").split("\n"):
         line = raw.removeprefix("$ ") if block.language == "console" else raw
         if block.language == "console" and not raw.startswith("$ "):
             continue
         expected = EXIT.search(line)
         line = EXIT.sub("", line).strip()
-        if line and not line.startswith("#") and line.split()[0] not in LEFT_ALONE:
+        if not line or line.startswith("#"):
+            continue
+        if line.split()[0] in LEFT_ALONE:
+            left_alone += 1
+        elif "tally" in line.split():
             found.append((line, int(expected[1]) if expected else 0))
-    return found
+        else:
+            raise AssertionError(f"line {block.line} and below: neither run nor known as left alone: {line}")
+    return found, left_alone
 
 
 def run_command(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -64,7 +79,7 @@ def run_command(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def run_python(block: Block, page: Path, namespace: dict[str, object]) -> None:
     source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
-    exec(compile(source, str(page), "exec", dont_inherit=True), namespace)  # noqa: S102
+    exec(compile(source, str(page), "exec", dont_inherit=True), namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -82,14 +97,16 @@ def test_every_snippet_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
             run_python(block, page, namespace)
             ran += 1
             continue
-        for line, expected in commands_of(block):
+        commands, left_alone = commands_of(block)
+        skipped += left_alone
+        for line, expected in commands:
             done = run_command(line, tmp_path)
             assert done.returncode == expected, f"{page.name}:{block.line}: {line}\n{done.stdout}{done.stderr}"
             assert "Traceback" not in done.stderr
             ran += 1
     with capsys.disabled():
         if ran or skipped:
-            print(f"\n{page.relative_to(ROOT)}: {ran} ran, {skipped} blocks not run")
+            print(f"\n{page.relative_to(ROOT)}: {ran} snippets and commands ran, {skipped} skipped")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -97,6 +114,54 @@ def test_every_link_into_the_repository_leads_somewhere(page):
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" not in target and not target.startswith("mailto:"):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_command_and_option_named_in_a_sentence_exists(page):
+    for command, rest in INLINE.findall(page.read_text(encoding="utf-8")):
+        assert command in {**COMMANDS, **ALIASES}, f"{page.name}: tally {command}"
+        known = help_of(command)
+        for option in OPTION.findall(rest):
+            assert option in known, f"{page.name}: tally {command}{rest}: {option}"
+
+
+@functools.cache
+def help_of(command: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "tallystick", command, "--help"], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_api_md_is_what_the_docstrings_say():
+    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    assert spec is not None and spec.loader is not None
+    make_api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_api)
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == make_api.build(), "run: python docs/make_api.py"
+
+
+def test_the_floats_of_the_format_page_are_those_of_the_code():
+    section = (ROOT / "docs/format.md").read_text(encoding="utf-8").partition("### 2.2")[2].partition("### 2.3")[0]
+    rows = re.findall(r"^\| ([−0-9e.]+) \| (`[^`]+`|refused)", section, re.MULTILINE)
+    assert len(rows) == 7
+    for value, spelled in rows:
+        number = float(value.replace("−", "-"))
+        if spelled == "refused":
+            with pytest.raises(EntryRefused):
+                format_float(number)
+        else:
+            assert f"`{format_float(number).decode()}`" == spelled
+
+
+@pytest.mark.parametrize("text", [
+    "```python\nassert False\n```\n", "```sh\ntally verify nowhere\n```\n", "```console\n$ tally no-such-command\n```\n",
+    "```sh\nrm -rf elsewhere\n```\n",
+])  # fmt: skip
+def test_a_snippet_that_fails_is_noticed(text, tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    with pytest.raises(AssertionError):
+        test_every_snippet_of_a_page_runs(page, tmp_path, monkeypatch, capsys)
 
 
 def test_words_we_never_say():
