@@ -48,9 +48,9 @@ def print_json(value: Any, *, line: bool = False) -> None:
 
 def print_bytes(data: bytes) -> None:
     """Exactly these bytes on standard output."""
-    stream: Any = click.get_binary_stream("stdout")
-    stream.write(data)
-    stream.flush()
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 def note(text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
 
 import click
 
@@ -23,7 +23,7 @@ def command(log: str | None, on: str | None, since: str | None, until: str | Non
     from ..core.entry import decode
     from ..core.times import parse_time
 
-    out: Any = click.get_binary_stream("stdout")
+    out = sys.stdout.buffer
     with open_log(find_log(log)) as opened:
         start, end = parse_period(opened.zone, on, since, until, period)
         view = opened._handle.view

@@ -51,7 +51,8 @@ Example:
 @click.option("--outcome", metavar="O", multiple=True, help="success, failure, partial, denied.")
 @click.option("--type", metavar="T", multiple=True, help="Event type; 'log.*' is what the log says about itself.")
 @click.option("--case", metavar="ID", multiple=True, help="correlation_id.")
-@click.option("--where", metavar="COND", multiple=True, help="field=value != > >= < <= or ~ (glob), any field or details.path; all must hold.")
+@click.option("--where", metavar="COND", multiple=True, 
+              help="field=value != > >= < <= or ~ (glob), any field or details.path; all must hold.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="0: all.")
 @click.option("--newest-first", is_flag=True)
 @click.option("--after", type=click.IntRange(0), metavar="INDEX", help="Page on: what follows that index in the chosen order.")
@@ -87,7 +88,8 @@ def _filters(fields: dict[str, tuple[str, ...]], where: tuple[str, ...]) -> tupl
     for name, values in fields.items():
         if values:
             globbed = name == "type" and len(values) == 1 and ("*" in values[0] or "?" in values[0])
-            filters[_FIELDS[name]] = {"glob": values[0]} if globbed else {"in": list(values)} if len(values) > 1 else {"=": values[0]}
+            one = {"glob": values[0]} if globbed else {"=": values[0]}
+            filters[_FIELDS[name]] = one if len(values) == 1 else {"in": list(values)}
     for text in where:
         try:
             condition = parse_where(text)
@@ -115,7 +117,7 @@ class Answers:
     def __iter__(self) -> Iterator[AuditEntry]:
         page = {"before" if self.newest_first else "after": self.after}
         found = self.log.entries(self.filters, self.period.start, self.period.end, newest_first=self.newest_first,
-                                 archives=self.archives, **page)  # type: ignore[arg-type]  # fmt: skip
+                                 archives=self.archives, **page)  # fmt: skip
         return (entry for entry in found if self.extra.matches(entry))
 
     def own_left_out(self) -> int:
@@ -193,8 +195,8 @@ def _print_table(log: AuditLogger, entries: Answers, limit: int) -> None:
     _left_out(screen, entries, shown, more, limit)
     checked = last_verified(log)
     above = sum(1 for entry in shown if entry.index >= checked.size)
-    screen.line(checked.sentence + (f"; {plural(above, 'row')} above {'is' if above == 1 else 'are'} newer" if above and checked.size else ""),
-                "red" if checked.alarm else "")  # fmt: skip
+    newer = f"; {plural(above, 'row')} above {'is' if above == 1 else 'are'} newer" if above and checked.size else ""
+    screen.line(checked.sentence + newer, "red" if checked.alarm else "")
 
 
 def _rows(screen: Screen, log: AuditLogger, shown: list[AuditEntry]) -> None:

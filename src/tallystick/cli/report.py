@@ -158,8 +158,8 @@ def _security(screen: Screen, log: AuditLogger, report: dict[str, Any]) -> None:
         if rows:
             screen.table(
                 ["time", "who", "what", "to what", "result", "#"],
-                [[f"{local(parse_time(r['timestamp']), log.zone):%Y-%m-%d %H:%M:%S}", r["actor"], r["action"], r["resource"], r["outcome"],
-                  f"{r['index']:,}"] for r in rows[:ROWS_MAX]], right=[5], cut=[1, 2, 3],
+                [[f"{local(parse_time(r['timestamp']), log.zone):%Y-%m-%d %H:%M:%S}", r["actor"], r["action"], r["resource"],
+                  r["outcome"], f"{r['index']:,}"] for r in rows[:ROWS_MAX]], right=[5], cut=[1, 2, 3],
             )  # fmt: skip
         if len(rows) > ROWS_MAX:
             screen.line(f"  … {len(rows) - ROWS_MAX:,} more: --json")

@@ -59,11 +59,12 @@ def command(args: tuple[str, ...], raw: bool, as_json: bool) -> None:
 def _show(log: AuditLogger, entry: AuditEntry, stored: Any) -> None:
     screen = Screen()
     happened, recorded = local(entry.timestamp_us, log.zone), local(entry.recorded_at_us, log.zone)
+    other = "" if recorded.utcoffset() == happened.utcoffset() else f" {recorded:%z}"
     screen.line(f"#{entry.index:,}   {entry.event_id}   {log.origin}   {zone_text(happened)}", "bold")
     screen.blank()
     screen.pairs([
         ("happened", f"{happened:%Y-%m-%d %H:%M:%S.%f}  (said by the caller)"),
-        ("recorded", f"{recorded:%Y-%m-%d %H:%M:%S.%f}" + ("" if recorded.utcoffset() == happened.utcoffset() else f" {recorded:%z}")),
+        ("recorded", f"{recorded:%Y-%m-%d %H:%M:%S.%f}{other}"),
         ("who", f"{entry.actor} ({entry.actor_type})"),
         ("what", entry.action),
         ("to what", entry.resource),

@@ -128,7 +128,8 @@ def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
     except OSError:
         count = 0
     if count:
-        found.append((f"{plural(count, 'piece')} cut off after a crash: read what happened", f"tally query {path} --type log.recovered"))
+        cut = f"{plural(count, 'piece')} cut off after a crash: read what happened"
+        found.append((cut, f"tally query {path} --type log.recovered"))
     keys = log._handle.keys.path
     try:
         if stat.S_IMODE(os.stat(keys).st_mode) & 0o077:
@@ -154,7 +155,8 @@ def _show(log: AuditLogger, found: Status) -> None:
     screen.line(f"  {found.origin}", "dim")
     screen.blank()
     left = f", {found.archived:,} of them archived" if found.archived else ""
-    keeps = {"previews": "values of audited functions 500 characters each, encrypted", "none": "values of audited functions not kept (commitment)"}
+    keeps = {"previews": "values of audited functions 500 characters each, encrypted", 
+             "none": "values of audited functions not kept (commitment)"}  # fmt: skip
     screen.pairs([
         ("size", f"{plural(found.entries, 'entry', 'entries')}{left} · {size_text(found.bytes_on_disk)} · {year}{lasts}"),
         ("newest", f"#{found.newest_index:,} {when_text(found.newest_us, log.zone)}  {log.zone}"),

@@ -132,8 +132,7 @@ def _read(name: str) -> bytes:
     from ..core.errors import Malformed
 
     if name == "-":
-        stream: Any = click.get_binary_stream("stdin")
-        data = bytes(stream.read(_INPUT_BYTES_MAX + 1))
+        data = sys.stdin.buffer.read(_INPUT_BYTES_MAX + 1)
     else:
         with open(name, "rb") as file:
             data = file.read(_INPUT_BYTES_MAX + 1)
