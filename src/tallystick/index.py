@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .core.entry import Fields
+from .core.entry import LINE_BYTES_MAX, Fields
 from .core.query import Condition, Question
 from .core.times import parse_time
 from .disk import DISK, Disk, close_quietly, file_mode
@@ -59,6 +59,14 @@ class Hit(NamedTuple):
 
 
 Row = tuple[Any, ...]
+
+
+def hit_of(row: Sequence[int]) -> Hit:
+    """A row's place; ``DatabaseError`` for one where no line can be, so that nobody reads that far."""
+    hit = Hit(*row)
+    if min(hit.segment, hit.offset, hit.length) < 0 or hit.length > LINE_BYTES_MAX:
+        raise sqlite3.DatabaseError(f"row {hit.index} names a place where no line can be")
+    return hit
 
 
 def row_of(index: int, fields: Fields, segment: int, offset: int, length: int) -> Row:
@@ -178,13 +186,13 @@ def find(connection: sqlite3.Connection, event_id: str, size: int) -> Hit | None
         "SELECT idx, segment, offset, length FROM entries WHERE event_id = ? AND idx < ? ORDER BY idx LIMIT 1",
         (event_id, size),
     ).fetchone()
-    return None if row is None else Hit(*row)
+    return None if row is None else hit_of(row)
 
 
 def place(connection: sqlite3.Connection, index: int) -> Hit | None:
     """The line of an index."""
     row = connection.execute("SELECT idx, segment, offset, length FROM entries WHERE idx = ?", (index,)).fetchone()
-    return None if row is None else Hit(*row)
+    return None if row is None else hit_of(row)
 
 
 def search(
@@ -198,7 +206,7 @@ def search(
             f"SELECT idx, segment, offset, length FROM entries WHERE idx >= ? AND idx < ?{where} "
             f"ORDER BY idx {order} LIMIT {_PAGE}"
         )
-        page = [Hit(*row) for row in connection.execute(sql, (start, stop, *values))]
+        page = [hit_of(row) for row in connection.execute(sql, (start, stop, *values))]
         yield from page
         if len(page) < _PAGE:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tallystick import AuditLogger
+from tallystick.core.errors import AuditError
 from tallystick.index import SCHEMA
 
 from .conftest import Case, put_back, the_one
@@ -20,7 +22,6 @@ ROW = 20
 
 @contextmanager
 def editing(case: Case) -> Iterator[sqlite3.Connection]:
-    (case.folder / "index.db").chmod(0o600)
     with closing(sqlite3.connect(case.folder / "index.db", isolation_level=None)) as connection:
         yield connection
 
@@ -241,3 +242,17 @@ def test_three_columns_in_three_rows(case: Case) -> None:
         connection.execute("UPDATE entries SET timestamp = timestamp + 1 WHERE idx = 6")
         connection.execute("DELETE FROM entries WHERE idx = 7")
     case.check(6, *[("index_mismatch", i) for i in (5, 6, 7)])
+
+
+@pytest.mark.parametrize("column", ["offset", "length", "segment"])
+@pytest.mark.parametrize("value", [-1, 2**40, 2**63 - 1, -(2**63)])
+def test_a_place_where_no_line_can_be(case: Case, column: str, value: int) -> None:
+    """Named; and whoever asks gets the line or an error of ours, in bounded memory."""
+    with editing(case) as connection:
+        connection.execute(f"UPDATE entries SET {column} = ? WHERE idx = {ROW}", (value,))
+        (event_id,) = connection.execute(f"SELECT event_id FROM entries WHERE idx = {ROW}").fetchone()
+    case.check(6, ("index_mismatch", ROW))
+    with AuditLogger(case.folder, memory=case.memory) as log:
+        assert log.entry(event_id).index == log.entry(ROW).index == ROW
+        with contextlib.suppress(AuditError):
+            log.query(limit=None)

@@ -159,7 +159,7 @@ class LogView:
                 reach = min(idx.size_of(connection), size)
                 sql = "SELECT idx, segment, offset, length FROM entries WHERE event_type >= 'log.' AND event_type < 'log/' AND idx >= ? AND idx < ?"  # noqa: E501
                 for row in connection.execute(sql, (start, reach)):
-                    hit = idx.Hit(*row)
+                    hit = idx.hit_of(row)
                     with contextlib.suppress(StoreError):
                         self._keep_key_line(hit.index, self.store.read(hit.segment, hit.offset, hit.length))
                 return max(start, reach)
@@ -241,14 +241,16 @@ class LogView:
         segments, reach = self.store.segments(), 0
         for index in self._indexes:
             with contextlib.suppress(sqlite3.Error, OSError), index.reading() as connection:
-                reach = min(idx.size_of(connection), size)
-                hit = idx.find(connection, event_id, reach)
-                if hit is not None:
+                upto = min(idx.size_of(connection), size)
+                hit = idx.find(connection, event_id, upto)
+                if hit is None:
+                    reach = upto
+                    break
+                with contextlib.suppress(StoreError, Malformed):
                     stored = Stored(hit, self.store.read(hit.segment, hit.offset, hit.length))
-                    if ent.decode(stored.line).event_id == event_id:
+                    if ent.decode(stored.line).event_id == event_id and self._is_line(hit, hit.index):
                         return stored
-                    reach = 0  # this index does not say the truth; look at the lines
-                break
+                break  # this index does not say the truth; look at the lines
         needle = f'"event_id":"{event_id}"'.encode()
         for stored in self._scan(segments, max(reach, segments[0].start if segments else 0), size):
             if needle in stored.line and ent.decode(stored.line).event_id == event_id:
@@ -273,7 +275,7 @@ class LogView:
         """An index row is believed for ``show`` only if the line's leaf hash stands at that index of the tree."""
         with contextlib.suppress(StoreError):
             line = self.store.read(hit.segment, hit.offset, hit.length)
-            return self.store.hashes(0, index, 1) == leaf_hash(line)
+            return index >= 0 and self.store.hashes(0, index, 1) == leaf_hash(line)
         return False
 
     # -- the index ---------------------------------------------------------------------------------------------------
@@ -337,7 +339,7 @@ def parse_key_lines(data: bytes) -> list[tuple[int, bytes]]:
     found: list[tuple[int, bytes]] = []
     for text in data.split(b"\n")[:-1]:
         number, space, line = text.partition(b" ")
-        if not space or not number.isdigit() or str(int(number)).encode() != number:
+        if not space or not number.isdigit() or len(number) > 19 or str(int(number)).encode() != number:
             raise Malformed("keylines.jsonl: a line without its index")
         if found and int(number) <= found[-1][0]:
             raise Malformed("keylines.jsonl: not in ascending order")
