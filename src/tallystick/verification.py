@@ -122,7 +122,7 @@ def _trust(
             verdict.not_proven.append("this user has no state folder; give the key with --vkey")
     elif (known.vkey, known.origin) != (vkey, genesis.origin):
         verdict.findings.append(
-            Finding("replaced", f"known here is {known.origin} with key {known.vkey.split('+')[-2]}; this is "
+            Finding("replaced", f"known here is {known.origin} with key {VerifierKey.parse(known.vkey).key_id:08x}; this is "
                     f"{genesis.origin} with key {genesis.vkey.key_id:08x}", file="log.vkey")  # fmt: skip
         )
     else:
