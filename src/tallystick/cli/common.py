@@ -127,17 +127,17 @@ def open_log(path: Path, *, write: bool = False, retention_days: int | None = No
     from ..core.errors import EntryRefused, Malformed, VerificationError
     from ..logger import AuditLogger
 
-    log = None
     try:
         log = AuditLogger(path, retention_days, create=False)
-        yield log
+        try:
+            yield log
+        finally:
+            log.close()
     except EntryRefused:
         raise
     except (Malformed, VerificationError) as e:
-        raise Damaged(f"{e}\nthis was met while {'writing to' if write else 'reading'} {path}; tally verify {path} says more") from e
-    finally:
-        if log is not None:
-            log.close()
+        doing = "writing to" if write else "reading"
+        raise Damaged(f"{e}\nthis was met while {doing} {path}; tally verify {path} says more") from e
 
 
 def user_memory() -> Memory:

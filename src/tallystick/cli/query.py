@@ -51,7 +51,7 @@ Example:
 @click.option("--outcome", metavar="O", multiple=True, help="success, failure, partial, denied.")
 @click.option("--type", metavar="T", multiple=True, help="Event type; 'log.*' is what the log says about itself.")
 @click.option("--case", metavar="ID", multiple=True, help="correlation_id.")
-@click.option("--where", metavar="COND", multiple=True, 
+@click.option("--where", metavar="COND", multiple=True,
               help="field=value != > >= < <= or ~ (glob), any field or details.path; all must hold.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="0: all.")
 @click.option("--newest-first", is_flag=True)

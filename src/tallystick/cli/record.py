@@ -165,14 +165,34 @@ def _record_lines(log: str | None, as_json: bool) -> int:
 
 
 def _record_batch(log: AuditLogger, batch: list[Line], result: Result) -> None:
-    from ..core.errors import Conflict, EntryRefused
-
     ready: list[tuple[int, dict[str, Any]]] = []
     for line in batch:
         try:
             ready.append((line.number, _event(line)))
         except ValueError as e:
             result.refuse(line.number, e)
+    for group in _groups(ready):
+        _record_group(log, group, result)
+
+
+def _groups(ready: list[tuple[int, dict[str, Any]]]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    """No group has one event id twice: the second is a retry of the first, or a conflict that must be named."""
+    group: list[tuple[int, dict[str, Any]]] = []
+    ids: set[str] = set()
+    for number, event in ready:
+        event_id = event.get("event_id")
+        if isinstance(event_id, str):
+            if event_id in ids:
+                yield group
+                group, ids = [], set()
+            ids.add(event_id)
+        group.append((number, event))
+    yield group
+
+
+def _record_group(log: AuditLogger, ready: list[tuple[int, dict[str, Any]]], result: Result) -> None:
+    from ..core.errors import Conflict, EntryRefused
+
     while ready:
         try:
             result.recorded(log.log_many([event for _, event in ready]))

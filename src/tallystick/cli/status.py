@@ -155,7 +155,7 @@ def _show(log: AuditLogger, found: Status) -> None:
     screen.line(f"  {found.origin}", "dim")
     screen.blank()
     left = f", {found.archived:,} of them archived" if found.archived else ""
-    keeps = {"previews": "values of audited functions 500 characters each, encrypted", 
+    keeps = {"previews": "values of audited functions 500 characters each, encrypted",
              "none": "values of audited functions not kept (commitment)"}  # fmt: skip
     screen.pairs([
         ("size", f"{plural(found.entries, 'entry', 'entries')}{left} · {size_text(found.bytes_on_disk)} · {year}{lasts}"),
