@@ -37,12 +37,13 @@ def _named(name: str, value: Any) -> Iterator[str]:
     if _own_init(value):
         yield f"```text\n{name}{_signature(value)}\n```\n"
     yield _text(value)
-    if _is_enum(value):
-        yield "\n".join(f"- `{member.name}` = `{member.value!r}`" for member in value) + "\n"
+    choices = getattr(value, "__members__", {})
+    if choices:
+        yield "\n".join(f"- `{name}` = `{choice.value!r}`" for name, choice in choices.items()) + "\n"
     fields = getattr(value, "__struct_fields__", getattr(value, "_fields", ()))
     if fields:
         yield "Fields: " + ", ".join(f"`{field}`" for field in fields) + ".\n"
-    if _is_enum(value):
+    if choices:
         return
     for member, found in _members(value):
         kind = "" if isinstance(found, property) else _signature(getattr(value, member))
@@ -64,10 +65,6 @@ def _members(value: type) -> Iterator[tuple[str, Any]]:
 
 def _own_init(value: type) -> bool:
     return inspect.isfunction(vars(value).get("__init__"))
-
-
-def _is_enum(value: type) -> bool:
-    return hasattr(value, "__members__")
 
 
 def _signature(value: Any) -> str:

@@ -83,7 +83,7 @@ def run_python(block: Block, page: Path, namespace: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_snippet_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
+def test_every_snippet_of_a_page_runs(page, tmp_path, monkeypatch, capsys, record_property):
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__docs__"}
     ran = skipped = 0
@@ -104,6 +104,7 @@ def test_every_snippet_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
             assert done.returncode == expected, f"{page.name}:{block.line}: {line}\n{done.stdout}{done.stderr}"
             assert "Traceback" not in done.stderr
             ran += 1
+    record_property("snippets", f"{ran} ran, {skipped} skipped")
     with capsys.disabled():
         if ran or skipped:
             print(f"\n{page.relative_to(ROOT)}: {ran} snippets and commands ran, {skipped} skipped")
@@ -156,12 +157,12 @@ def test_the_floats_of_the_format_page_are_those_of_the_code():
     "```python\nassert False\n```\n", "```sh\ntally verify nowhere\n```\n", "```console\n$ tally no-such-command\n```\n",
     "```sh\nrm -rf elsewhere\n```\n",
 ])  # fmt: skip
-def test_a_snippet_that_fails_is_noticed(text, tmp_path, monkeypatch, capsys):
+def test_a_snippet_that_fails_is_noticed(text, tmp_path, monkeypatch, capsys, record_property):
     page = tmp_path / "page.md"
     page.write_text(text)
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     with pytest.raises(AssertionError):
-        test_every_snippet_of_a_page_runs(page, tmp_path, monkeypatch, capsys)
+        test_every_snippet_of_a_page_runs(page, tmp_path, monkeypatch, capsys, record_property)
 
 
 def test_words_we_never_say():
