@@ -46,7 +46,7 @@ class Bench(AuditLogger):
             handle.store, handle.view, handle.keys, handle.vault, clock,
             segment_bytes=segment_bytes or handle.settings.segments.bytes, config=lambda: (folder / "log.toml").read_bytes(),
         )  # fmt: skip
-        handle.keeper = NoThread(handle.writer, handle.store, handle.keys, handle.view)
+        handle.keeper = NoThread(handle.writer, handle.view)
         self.retention_days = handle.settings.retention.days
 
     def tend(self) -> None:
