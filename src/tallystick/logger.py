@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import functools
 import hashlib
 import os
@@ -63,13 +64,14 @@ class _Handle:
             self.store, self.view, self.keys, self.vault, CLOCK, segment_bytes=self.settings.segments.bytes,
             config=lambda: (folder / "log.toml").read_bytes(),
         )  # fmt: skip
-        self.keeper = Keeper(self.writer, self.store, self.keys, self.view)
+        self.keeper = Keeper(self.writer, self.view)
 
     def close(self) -> None:
         self.keeper.stop()
         self.writer.close()
         if os.access(self.folder, os.W_OK):
-            self.view.fill()
+            with contextlib.suppress(AuditError, OSError):  # a head that a failure left half-written; the next append heals it
+                self.view.fill(wait_s=0.0)
 
     def after_fork(self) -> None:
         self.view.after_fork()

@@ -7,8 +7,6 @@ import contextlib
 import threading
 
 from ..core.errors import AuditError
-from ..keys import KeyFolder
-from ..store import Store
 from .view import LogView
 from .writer import Writer
 
@@ -18,8 +16,8 @@ PERIOD_S = 0.5
 class Keeper:
     """Runs while its writer writes; started by the first append."""
 
-    def __init__(self, writer: Writer, store: Store, keys: KeyFolder, view: LogView) -> None:
-        self._writer, self._store, self._keys, self._view = writer, store, keys, view
+    def __init__(self, writer: Writer, view: LogView) -> None:
+        self._writer, self._view = writer, view
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -48,11 +46,10 @@ class Keeper:
             if stop.wait(PERIOD_S):
                 return
             self._writer.written.clear()
-            with self._writer.busy:
-                try:
-                    self._store.flush()
-                    self._keys.sync()
-                except OSError:
-                    self._store.broken = True  # never synced again by this handle; the next append says so
-            with contextlib.suppress(AuditError, OSError):
-                self._view.fill()
+            self.tend()
+
+    def tend(self) -> None:
+        """One round. A failed sync is never tried again by this handle; the next append says so."""
+        self._writer.make_durable()
+        with contextlib.suppress(AuditError, OSError):
+            self._view.fill()

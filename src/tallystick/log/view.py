@@ -280,7 +280,7 @@ class LogView:
 
     # -- the index ---------------------------------------------------------------------------------------------------
 
-    def fill(self, size: int | None = None) -> bool:
+    def fill(self, size: int | None = None, *, wait_s: float = HEAD_WAIT_S) -> bool:
         """Bring the first index that this user may fill up to the head (or ``size``, which the caller knows to be
         signed). False if none could be."""
         for index in self._indexes:
@@ -288,7 +288,7 @@ class LogView:
                 with index.filling() as connection:
                     if connection is None:
                         return False
-                    self._fill(connection, self.head().size if size is None else size)
+                    self._fill(connection, self.head(wait_s).size if size is None else size)
                     return True
             except (sqlite3.Error, OSError):
                 continue

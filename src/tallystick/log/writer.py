@@ -408,7 +408,21 @@ class Writer:
             self._ready()
             self._write([])
 
-    # -- orderly end -------------------------------------------------------------------------------------------------
+    # -- off the acknowledged path, and the orderly end -------------------------------------------------------------------------------------------------
+
+    def make_durable(self) -> None:
+        """Sync head, tree and mark (rule 10), and keep room for the entry that says that the disk was full."""
+        with self.busy:
+            if self._signer is None or self._store.broken:
+                return
+            try:
+                self._store.flush()
+                self._keys.sync()
+            except OSError:
+                self._store.broken = True
+                return
+            with contextlib.suppress(OSError):
+                self._store.make_reserve()
 
     def close(self) -> None:
         """Sync head, tree and mark and say that the stop was a clean one. The caller stopped the keeper before."""
@@ -419,6 +433,7 @@ class Writer:
                         self._store.flush()
                         self._keys.sync()
                         self._store.lock.note_holder(self._boot, clean=True, durable=False)
+                        self._store.make_reserve()
             self.drop()
 
     def drop(self) -> None:

@@ -259,6 +259,9 @@ class SegmentStore:
         fd = self._disk.open(path, os.O_RDWR | os.O_CREAT, file_mode(self.folder), like=self.folder)
         try:
             self._disk.write_at(fd, bytes(RESERVE_BYTES), 0)
+        except OSError:
+            self._disk.unlink(path)
+            raise
         finally:
             close_quietly(fd)
 
