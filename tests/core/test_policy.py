@@ -3,6 +3,8 @@
 import itertools
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,8 +12,15 @@ from tallystick.core.errors import Malformed
 from tallystick.core.note import COSIGNATURE_ED25519, COSIGNATURE_ML_DSA_44, SignerKey, VerifierKey
 from tallystick.core.policy import Group, Log, Policy, Witness
 
-LOG = SignerKey.generate("log.example/a").verifier
-KEYS = [VerifierKey.of(f"w{i}.example", SignerKey.generate("w").verifier.public, algorithm=COSIGNATURE_ED25519) for i in range(8)]
+
+def _public(seed):
+    """Fixed keys: the names of the cases below must be the same in every test process."""
+    raw = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32).public_key()
+    return raw.public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+LOG = VerifierKey.of("log.example/a", _public(99))
+KEYS = [VerifierKey.of(f"w{i}.example", _public(i), algorithm=COSIGNATURE_ED25519) for i in range(8)]
 PQ = VerifierKey.of("pq.example", b"k" * 1312, algorithm=COSIGNATURE_ML_DSA_44)
 W = [key.format() for key in KEYS]
 
