@@ -319,11 +319,16 @@ class Screen:
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
-        width = self.console.width if self.console.is_terminal or os.environ.get("COLUMNS") else COLUMNS_MAX
-        self.console = Console(
-            highlight=False, markup=False, emoji=False, width=max(40, min(width, COLUMNS_MAX)), file=sys.stdout
-        )
+        class Quiet(Console):
+            """Rich would end the process with 1 when nobody reads."""
+
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError
+
+        width = COLUMNS_MAX
+        if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+            width = max(40, min(Console().width, COLUMNS_MAX))
+        self.console = Quiet(highlight=False, markup=False, emoji=False, width=width, file=sys.stdout)
 
     def line(self, text: object = "", style: str = "") -> None:
         """One cleaned line, wrapped at the edge."""
