@@ -186,6 +186,20 @@ def test_times_are_in_the_zone_of_the_log(tally, monkeypatch):
     assert "2026-06-30 23:30:00" in tally("show", "#1").out
 
 
+def test_the_heading_names_the_offset_of_the_rows_also_where_the_clocks_change(tally, monkeypatch):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    tally("init")
+    for time in ("2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z"):
+        tally("record", "--actor", "a", "--action", "b", "--timestamp", time)
+    ran = tally("query", "--on", "2026-10-25")
+    assert "Sun 25 Oct 2026, 00:00–24:00 Europe/Berlin (+02:00, +01:00)" in ran.out
+    assert "02:30:00 +0200" in ran.out
+    assert "02:30:00 +0100" in ran.out
+    assert "Europe/Berlin (+02:00)" in tally("query", "--limit", "1").out
+    assert "+0200" not in tally("query", "--limit", "1").out
+    assert [r["index"] for r in tally("query", "--on", "2026-10-24", "--json").json["entries"]] == []
+
+
 def test_show_raw_is_exactly_the_stored_line(tally, log, process):
     lines = (log / "segments/00000000000000000000.jsonl").read_bytes().split(b"\n")
     for index in range(4):

@@ -280,16 +280,20 @@ def when_text(us: int, zone: tzinfo, *, now_us: int | None = None) -> str:
     return f"{day_text(moment)} {clock}"
 
 
-def period_text(period: Period, zone: tzinfo) -> str:
-    """The heading of an answer: what was asked for, with zone and offset (both offsets where the clocks change between)."""
+def _zones(moments: Sequence[datetime]) -> str:
+    """``Europe/Berlin (+02:00, +01:00)``: the offsets in the order in which they come."""
+    offsets = dict.fromkeys(zone_text(moment).rpartition("(")[2].rstrip(")") for moment in moments)
+    return f"{zone_text(moments[0]).rpartition(' (')[0]} ({', '.join(offsets)})"
+
+
+def period_text(period: Period, zone: tzinfo, shown: Sequence[datetime] = ()) -> str:
+    """The heading of an answer: what was asked for, with the zone and every offset that its times and the ``shown`` ones have."""
     from datetime import timedelta
 
     ends = [local(us, zone) for us in period if us is not None]
+    zones = _zones(sorted([*ends, *shown]) or [local(time.time_ns() // 1000, zone)])
     if not ends:
-        return f"all times {zone_text(local(time.time_ns() // 1000, zone))}"
-    zones = zone_text(ends[0])
-    if ends[0].utcoffset() != ends[-1].utcoffset():
-        zones = f"{zones[:-1]} to {zone_text(ends[-1]).rpartition('(')[2]}"
+        return f"all times {zones}"
     if len(ends) == 1:
         word = "since" if period.start_us is not None else "until"
         return f"{word} {day_text(ends[0])}, {_clock(ends[0])} {zones}"
@@ -330,11 +334,14 @@ class Screen:
             width = max(40, min(Console().width, COLUMNS_MAX))
         self.console = Quiet(highlight=False, markup=False, emoji=False, width=width, file=sys.stdout)
 
-    def line(self, text: object = "", style: str = "") -> None:
-        """One cleaned line, wrapped at the edge."""
+    def line(self, text: object = "", style: str = "", *, indent: int = 0, hang: int = 0) -> None:
+        """One cleaned line, wrapped at the edge; what is wrapped begins ``hang`` columns further in."""
         from rich.text import Text
 
-        self.console.print(Text(clean(text), style=style), soft_wrap=False)
+        wrapped = list(Text(clean(text), style=style).wrap(self.console, self.console.width - indent - hang)) or [Text()]
+        for at, one in enumerate(wrapped):
+            one.rstrip()
+            self.console.print(Text(" " * (indent + (hang if at else 0))) + one, soft_wrap=True)
 
     def long(self, text: object, style: str = "") -> None:
         """One cleaned line that is never wrapped: what people copy."""
@@ -360,13 +367,17 @@ class Screen:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD if head else None, show_header=head, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+        cells = [[Text(clean(cell)) for cell in row] for row in rows]
+        natural = [max([len(name) if head else 0, *(row[at].cell_len for row in cells)]) for at, name in enumerate(heads)]
+        flexible = list(cut) or [len(heads) - 1]
+        widths = _widths(natural, flexible, self.console.width - indent - 2 * (len(heads) - 1))
+        table = Table(box=box.SIMPLE_HEAD if head else None, show_header=head, show_edge=False, pad_edge=False,
+                      padding=(0, 1 if head else 2, 0, 0))  # fmt: skip
         for at, name in enumerate(heads):
-            fixed = at not in cut and at != len(heads) - 1
             table.add_column(name, justify="right" if at in right else "left", overflow="ellipsis" if at in cut else "fold",
-                             no_wrap=at in cut or fixed or at in right)  # fmt: skip
-        for number, row in enumerate(rows):
-            table.add_row(*(Text(clean(cell)) for cell in row), style="red" if number in red else "")
+                             no_wrap=at in cut or at in right, width=widths[at])  # fmt: skip
+        for number, row in enumerate(cells):
+            table.add_row(*row, style="red" if number in red else "")
         with self.console.capture() as captured:
             self.console.print(Padding(table, (0, 0, 0, indent), expand=False))
         self.console.file.write(_TRAILING.sub(r"\1", captured.get()))
@@ -379,6 +390,16 @@ def archived_range(log: AuditLogger) -> tuple[int, int] | None:
     segments = view.store.segments()
     gone = min(max((end for _, end, _ in parts), default=0), segments[0].start if segments else 0)
     return (0, gone) if gone else None
+
+
+def _widths(natural: Sequence[int], flexible: Sequence[int], room: int) -> list[int]:
+    """What is not flexible gets what it needs; the flexible ones share the rest, small ones first."""
+    widths = list(natural)
+    left = max(room - sum(w for at, w in enumerate(natural) if at not in flexible), 4 * len(flexible))
+    for done, at in enumerate(sorted(flexible, key=lambda at: natural[at])):
+        widths[at] = max(1, min(natural[at], left // (len(flexible) - done)))
+        left -= widths[at]
+    return widths
 
 
 # -- what this user verified -------------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ from .common import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from ..core.entry import AuditEntry
     from ..core.query import Condition, Question
     from ..logger import AuditLogger
@@ -185,12 +187,14 @@ def _print_table(log: AuditLogger, entries: Answers, limit: int) -> None:
     shown, rest = _limited(entries, limit)
     more = sum(1 for _ in itertools.islice(rest, COUNT_MAX))
     screen = Screen()
-    screen.line(f"{period_text(entries.period, log.zone)}   {plural(len(shown) + more, 'entry', 'entries')}"
+    moments = [local(entry.timestamp_us, log.zone) for entry in shown]
+    heading = period_text(entries.period, log.zone, moments)
+    screen.line(f"{heading}   {plural(len(shown) + more, 'entry', 'entries')}"
                 f"{' or more' if more == COUNT_MAX else ''}", "bold")  # fmt: skip
     screen.line(log.origin, "dim")
     screen.blank()
     if shown:
-        _rows(screen, log, shown)
+        _rows(screen, shown, moments, offsets="," in heading)
         screen.blank()
     _left_out(screen, entries, shown, more, limit)
     checked = last_verified(log)
@@ -199,12 +203,10 @@ def _print_table(log: AuditLogger, entries: Answers, limit: int) -> None:
     screen.line(checked.sentence + newer, "red" if checked.alarm else "")
 
 
-def _rows(screen: Screen, log: AuditLogger, shown: list[AuditEntry]) -> None:
-    moments = [local(entry.timestamp_us, log.zone) for entry in shown]
+def _rows(screen: Screen, shown: list[AuditEntry], moments: list[datetime], *, offsets: bool) -> None:
     days = {m.date() for m in moments}
-    offsets = {m.utcoffset() for m in moments}
     pattern = ("" if len(days) == 1 else "%d %b " if len({d.year for d in days}) == 1 else "%Y-%m-%d ") + "%H:%M:%S"
-    pattern += "" if len(offsets) == 1 else " %z"
+    pattern += " %z" if offsets else ""
     cases = any(entry.correlation_id for entry in shown)
     heads = ["time", "who", *(["case"] if cases else []), "what", "to what", "result", "#"]
     rows = []
@@ -213,7 +215,8 @@ def _rows(screen: Screen, log: AuditLogger, shown: list[AuditEntry]) -> None:
         rows.append([moment.strftime(pattern), entry.actor, *middle, entry.action, entry.resource, entry.outcome, f"{entry.index:,}"])
     if len(days) == 1:
         screen.line(moments[0].strftime("%Y-%m-%d"))
-    screen.table(heads, rows, right=[len(heads) - 1], cut=range(1, len(heads) - 2))
+    whole = [2] if cases and max(len(row[2]) for row in rows) <= 16 else []
+    screen.table(heads, rows, right=[len(heads) - 1], cut=[at for at in range(1, len(heads) - 2) if at not in whole])
 
 
 def _left_out(screen: Screen, entries: Answers, shown: list[AuditEntry], more: int, limit: int) -> None:

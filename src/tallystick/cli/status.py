@@ -167,5 +167,5 @@ def _show(log: AuditLogger, found: Status) -> None:
     screen.blank()
     alarm = last_verified(log).alarm
     for at, need in enumerate(found.needs_you):
-        screen.line(f"  {'needs you' if at == 0 else '':<11}{need['what']}", "red" if alarm and at == 0 else "")
-        screen.long(f"  {'':<13}{need['command']}")
+        screen.line(f"{'needs you' if at == 0 else '':<11}{need['what']}", "red" if alarm and at == 0 else "", indent=2, hang=11)
+        screen.long(f"  {'':<11}  {need['command']}")

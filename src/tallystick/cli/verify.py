@@ -171,10 +171,14 @@ def show_verdict(verdict: Verdict, path: Path, kind: str = "log") -> None:
     elif kind == "archive" and code == 0:
         span = verdict.spans[0] if verdict.spans else None
         own = f"NOTHING ALTERED in this archive{f': {range_text(span.start, span.end)}' if span else ''}."
-    screen.line(f"  {own}" + ("   Copy first, repair nothing." if code == 6 else ""), "bold red" if code in (6, 2) else "bold")
+    screen.line(own, "bold red" if code in (6, 2) else "bold", indent=2)
+    if code == 6:
+        screen.line("Copy first, repair nothing.", "bold", indent=2)
     if code == 0 and verdict.lifecycle_entries and kind == "log":
         screen.line(f"  {plural(verdict.lifecycle_entries, 'of them is', 'of them are')} about the log itself.")
-    _issues(screen, verdict.issues, zone)
+    issues = verdict.issues
+    if not (len(issues) == 1 and issues[0].get("index") is None and str(issues[0].get("text")) in own):
+        _issues(screen, issues, zone)
     _ranges(screen, verdict.ranges, kind)
     if code == 6:
         screen.blank()
@@ -183,7 +187,11 @@ def show_verdict(verdict: Verdict, path: Path, kind: str = "log") -> None:
         if lines:
             screen.blank()
             for at, text in enumerate(lines):
-                (screen.long if title == "next" else screen.line)(f"  {title + ':' if at == 0 else '':<12}{text}")
+                shown = f"{title + ':' if at == 0 else '':<12}{text}"
+                if "tally " in text:
+                    screen.long(f"  {shown}")
+                else:
+                    screen.line(shown, indent=2, hang=12)
 
 
 def _issues(screen: Screen, issues: list[dict[str, Any]], zone: tzinfo | None) -> None:
