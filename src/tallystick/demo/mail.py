@@ -35,13 +35,17 @@ def read_mail(path: Path) -> Mail:
     with path.open("rb") as file:
         content = file.read(MAIL_BYTES_MAX)
     if path.suffix == ".txt":
-        return Mail(path.stem, path, "", path.stem, _decoded(content))
+        text = _decoded(content)
+        return Mail(path.stem, path, "", " ".join(text.strip().partition("\n")[0].split()), text)
     message = message_from_bytes(content, policy=policy.default)
     assert isinstance(message, EmailMessage)
     return Mail(path.stem, path, _header(message, "From"), _header(message, "Subject"), _text_of(message))
 
 
 def _header(message: EmailMessage, name: str) -> str:
+    raw = next((str(value) for key, value in message.raw_items() if key.lower() == name.lower()), "")
+    if any("\udc80" <= char <= "\udcff" for char in raw):  # bytes that no header may hold, and many do
+        return _decoded(raw.encode("utf-8", "surrogateescape")).strip()
     return _whole(str(message.get(name, ""))).strip()
 
 
