@@ -155,6 +155,12 @@ def test_numbers_have_one_spelling(text):
     assert number <= SIZE_MAX
 
 
+def test_numbers_end_at_2_to_the_63():
+    assert parse_number(str(SIZE_MAX)) == SIZE_MAX
+    with pytest.raises(Malformed):
+        parse_number(str(SIZE_MAX + 1))
+
+
 @pytest.mark.parametrize("origin", ["a", "srv2/invoices/0f3a9c21b7de", "log.example.com/2026-11", "x" * 120])
 def test_origins_that_we_give(origin):
     check_origin(origin)

@@ -97,6 +97,19 @@ def test_a_proof_has_exactly_the_hashes_that_its_sizes_demand(change):
         verify_consistency(5, 13, ROOTS[5], ROOTS[13], change(rfc6962.proof(5, 13)))
 
 
+def test_a_root_made_to_fit_a_longer_proof_does_not_help():
+    leaf, more = LEAVES[:2]
+    for root in (node_hash(more, leaf), node_hash(leaf, more)):
+        with pytest.raises(VerificationError, match="too long"):
+            verify_inclusion(0, 1, leaf, [more], root)
+
+
+def test_a_root_made_to_fit_a_leaf_of_another_length_does_not_help():
+    for leaf in (b"", b"x" * 31, b"x" * 33):
+        with pytest.raises(VerificationError):
+            verify_inclusion(0, 2, leaf, [LEAVES[1]], node_hash(leaf, LEAVES[1]))
+
+
 def test_the_empty_tree_begins_every_tree():
     verify_consistency(0, 0, EMPTY_ROOT, EMPTY_ROOT, [])
     verify_consistency(0, 5, EMPTY_ROOT, ROOTS[5], [])
