@@ -1,0 +1,401 @@
+"""Whatever lies in the folder or is handed in: a verdict or an error of ours, in bounded time and memory, never a traceback.
+
+Each case is judged in a process of its own with 1 GiB of address space and 20 seconds of processor time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallystick.core import entry as ent
+from tallystick.core.checkpoint import Checkpoint, sign_checkpoint
+from tallystick.core.errors import AuditError, ConfigError, Malformed
+from tallystick.core.note import SignerKey
+from tallystick.core.proof import InclusionProof
+from tallystick.keys import KeyFolder
+from tallystick.memory import Memory
+from tallystick.verification import verify_proof
+
+from .conftest import Case
+
+JUDGE = """
+import json, resource, signal, sys
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+signal.alarm(60)
+from pathlib import Path
+from tallystick.core.errors import AuditError
+from tallystick.log.view import LogView
+from tallystick.memory import Memory
+from tallystick.verification import verify_log, verify_proof
+LogView.head.__defaults__ = (0.0,)
+what, path, state, extra = sys.argv[1:]
+memory = Memory(Path(state))
+try:
+    if what == "proof":
+        verdict = verify_proof(Path(path).read_bytes(), b"{}", vkey=extra or None, memory=memory)
+    else:
+        kept = Path(extra).read_bytes() if extra else None
+        verdict = verify_log(Path(path), memory=memory, checkpoint=kept, content=what == "content")
+    said = verdict.as_dict() | {"codes": sorted({f.code for f in verdict.findings})}
+    print(json.dumps(said))
+except AuditError as e:
+    print(json.dumps({"error": type(e).__name__, "text": str(e)}))
+"""
+
+
+def judge(what: str, path: Path, state: Path, extra: str = "") -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-c", JUDGE, what, str(path), str(state), extra], capture_output=True,
+                          text=True, timeout=90, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == ""
+    said: dict[str, Any] = json.loads(done.stdout)
+    assert len(said.get("text", "")) < 2000
+    assert all(len(i["text"]) < 2000 for i in said.get("issues", ()))
+    return said
+
+
+def judge_log(case: Case, **options: str) -> dict[str, Any]:
+    assert case.memory.folder is not None
+    return judge(options.get("what", "log"), case.folder, case.memory.folder, options.get("extra", ""))
+
+
+def _last(case: Case) -> str:
+    return case.segments()[-1]
+
+
+# -- segments ----------------------------------------------------------------------------------------------------------
+
+LINES: dict[str, bytes] = {
+    "deep arrays": b"[" * 200_000,
+    "deep arrays that fit": b"[" * 65_000,
+    "deep objects": b'{"a":' * 13_000,
+    "a line of 20 MB": b"x" * 20_000_000,
+    "NUL": bytes(5000),
+    "not UTF-8": b'{"v":1,"log":"\xff\xfe"}',
+    "a lone surrogate": b'{"v":1,"log":"\\ud800"}',
+    "10,000 digits": b'{"v":' + b"1" * 10_000 + b"}",
+    "a huge exponent": b'{"v":1e999999999}',
+    "empty": b"",
+    "2 million empty lines": b"\n" * 2_000_000,
+    "not an object": b"null",
+}
+
+
+@pytest.mark.parametrize("name", sorted(LINES))
+def test_a_hostile_line(case: Case, name: str) -> None:
+    """In place of a signed one in a sealed segment, and after the end of the growing one."""
+    line = case.line(20)
+    case.replace_line(20, LINES[name])
+    said = judge_log(case)
+    assert said["exit_code"] == 6
+    first = min(i["index"] for i in said["issues"] if "index" in i)
+    assert first == 20
+    assert (line.file, line.offset) in {(i.get("file"), i.get("offset")) for i in said["issues"]}
+
+
+@pytest.mark.parametrize("name", sorted(LINES))
+def test_a_hostile_tail(case: Case, name: str) -> None:
+    case.put(_last(case), case.read(_last(case)) + LINES[name] + b"\n")
+    said = judge_log(case)
+    assert said["exit_code"] == 3
+    assert [i["index"] for i in said["issues"]] == [case.size]
+
+
+@pytest.mark.parametrize("name", ["deep arrays that fit", "a lone surrogate", "10,000 digits", "a huge exponent", "NUL"])
+def test_a_hostile_line_that_was_signed(case: Case, name: str) -> None:
+    """With the keys: root and head agree with it, the grammar does not."""
+    case.replace_line(20, LINES[name])
+    case.resign(mark=True)
+    said = judge_log(case)
+    assert said["exit_code"] == 6
+    assert 20 in [i.get("index") for i in said["issues"] if i["issue"] == "checksum_mismatch"]
+
+
+def test_a_sparse_segment_of_a_terabyte(case: Case) -> None:
+    (case.folder / _last(case)).chmod(0o600)
+    with (case.folder / _last(case)).open("r+b") as file:
+        file.truncate(1 << 40)
+    assert judge_log(case)["exit_code"] == 3
+
+
+OWN_DETAILS: dict[str, Any] = {
+    "archived: parts is a number": ("log.archived", {"parts": 7}),
+    "archived: a part is a number": ("log.archived", {"parts": [7]}),
+    "archived: a part is null": ("log.archived", {"parts": [None]}),
+    "archived: more than there is": ("log.archived", {"parts": [{"first": 0, "end": 2**63, "name": "x"}]}),
+    "archived: true is not 1": ("log.archived", {"parts": [{"first": False, "end": True, "name": "x"}]}),
+    "archived: nothing": ("log.archived", {}),
+    "recovered: text": ("log.recovered", {"first": "1", "end": "2"}),
+    "recovered: everything": ("log.recovered", {"first": 1, "end": 40}),
+    "recovered: payloads are a number": ("log.recovered", {"first": 1, "end": 1, "missing_payloads": 5}),
+    "epoch_close: no key": ("log.epoch_close", {}),
+    "epoch_close: a key that is none": ("log.epoch_close", {"next_key": "+" * 10_000}),
+    "created: twice": ("log.created", {"epoch_key": "x"}),
+    "config: a number": ("log.config", {"sha256": 5}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(OWN_DETAILS))
+@pytest.mark.parametrize("signed", [False, True])
+def test_hostile_lifecycle_lines(case: Case, name: str, signed: bool) -> None:
+    """They are read before any signature is believed, because they name the key."""
+    kind, details = OWN_DETAILS[name]
+    own = ent.decode(case.line(0).data)
+    fields = {n: getattr(own, n) for n in ent.FIELD_NAMES} | {"event_type": kind, "details": details}
+    line = ent.encode(ent.Fields(**fields))
+    case.replace_line(30, line)
+    if signed:
+        case.resign(mark=True)
+    said = judge_log(case)
+    assert said["exit_code"] == 6
+
+
+# -- heads, trees, keys ------------------------------------------------------------------------------------------------
+
+
+def _head(case: Case, size: int | str, signer: SignerKey | None = None) -> bytes:
+    origin = case.read("checkpoint").split(b"\n")[0].decode()
+    text = case.read("checkpoint").split(b"\n")
+    if isinstance(size, int) and signer is not None:
+        return sign_checkpoint(Checkpoint(origin, size, bytes(31) + b"x"), signer)
+    text[1] = str(size).encode()
+    return b"\n".join(text)
+
+
+@pytest.mark.parametrize("size", [0, 1, 51, 10**6, 2**40, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("signed", [False, True])
+def test_heads_of_any_size(case: Case, size: int, signed: bool) -> None:
+    if size == 0 and signed:
+        pytest.skip("there is no such checkpoint")
+    case.put("checkpoint", _head(case, size, KeyFolder(case.keys).epoch_key(0) if signed else None))
+    said = judge_log(case)
+    assert said["exit_code"] == 6
+    if size > 51 and signed:
+        assert any(i["issue"] == "missing" and i["end"] == size for i in said["issues"])
+
+
+NOTES: dict[str, Callable[[bytes], bytes]] = {
+    "10 MB": lambda note: note + b"x" * 10_000_000,
+    "10,000 signatures": lambda note: note + note.split(b"\n\n")[1] * 10_000,
+    "64 foreign signatures": lambda note: note + "".join(
+        SignerKey.generate("a.example").sign(b"x") and f"— a{i}.example {'AAAAAAAA' * 11}\n" for i in range(64)).encode(),
+    "control characters": lambda note: note.replace(b"\n", b"\x07\n", 1),
+    "CRLF": lambda note: note.replace(b"\n", b"\r\n"),
+    "NUL": lambda note: note + b"\0",
+    "leading zero": lambda note: note.replace(b"\n5", b"\n05", 1),
+    "plus": lambda note: note.replace(b"\n5", b"\n+5", 1),
+    "size 2^64": lambda note: b"\n".join([note.split(b"\n")[0], b"18446744073709551616", *note.split(b"\n")[2:]]),
+    "10,000 digits": lambda note: b"\n".join([note.split(b"\n")[0], b"9" * 10_000, *note.split(b"\n")[2:]]),
+    "arabic digits": lambda note: b"\n".join([note.split(b"\n")[0], "٥٠".encode(), *note.split(b"\n")[2:]]),
+    "not UTF-8": lambda note: b"\xff" + note,
+    "empty": lambda note: b"",
+    "newlines": lambda note: b"\n" * 100,
+    "no signature": lambda note: note.split(b"\n\n")[0] + b"\n\n",
+    "a lone dash": lambda note: note.split(b"\n\n")[0] + "\n\n— \n".encode(),
+    "base64 with a space": lambda note: note.replace(b"=\n", b"= \n", 1),
+    "another empty line": lambda note: note.replace(b"\n\n", b"\n\n\n", 1),
+    "an extension line of 1 MB": lambda note: note.replace(b"\n\n", b"\n" + b"x" * 1_000_000 + b"\n\n", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(NOTES))
+def test_hostile_heads(case: Case, name: str) -> None:
+    case.put("checkpoint", NOTES[name](case.read("checkpoint")))
+    said = judge_log(case)
+    assert said["exit_code"] == 6
+    assert "bad_signature" in {i["issue"] for i in said["issues"]} or name == "64 foreign signatures"
+
+
+@pytest.mark.parametrize("name", sorted(NOTES))
+def test_hostile_checkpoints_handed_in(case: Case, name: str, tmp_path: Path) -> None:
+    """Malformed input that was handed in is not the log's fault: an error of ours, exit 4 on the command line."""
+    (tmp_path / "note").write_bytes(NOTES[name](case.read("checkpoint")))
+    said = judge_log(case, extra=str(tmp_path / "note"))
+    assert said.get("error") == "Malformed", said
+
+
+@pytest.mark.parametrize("name", sorted(NOTES))
+def test_hostile_vkey_files(case: Case, name: str) -> None:
+    case.put("log.vkey", NOTES[name](case.read("log.vkey")))
+    assert judge_log(case)["exit_code"] == 6
+
+
+@pytest.mark.parametrize("name", sorted(NOTES))
+def test_hostile_kept_checkpoints(case: Case, name: str) -> None:
+    (case.folder / "checkpoints" / "51").write_bytes(NOTES[name](case.read("checkpoint")))
+    said = judge_log(case)
+    assert said["exit_code"] == 6
+    assert {i["file"] for i in said["issues"]} == {"checkpoints/51"}
+
+
+@pytest.mark.parametrize("data", [b"", b"x", bytes(8192), b"1 " * 600, b"9" * 5000 + b" a 1 x 0 y\n", b"\xff" * 9000])
+def test_hostile_marks(case: Case, data: bytes) -> None:
+    """No slot that can be read: what was last signed is not known here, and that is said."""
+    (case.keys / "mark").write_bytes(data)
+    said = judge_log(case)
+    assert said["exit_code"] == 0
+    assert any("mark" in text for text in said["not_proven"])
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"[" * 100_000, b"format = 1\n" * 3, b'format = 1e400\norigin = ""\n',
+                                  b"a = " + b"1" * 10_000, b"x" * 10_000_000, b'origin = "x"\n[keys]\n'])  # fmt: skip
+def test_hostile_settings(case: Case, data: bytes) -> None:
+    case.put("log.toml", data)
+    assert judge_log(case)["exit_code"] == 6
+
+
+@pytest.mark.parametrize("keys", ["/dev", "../../../../../../etc", "nowhere", "", "\\u0000"])
+def test_settings_that_lead_elsewhere(case: Case, keys: str) -> None:
+    case.put("log.toml", case.read("log.toml").replace(b"../audit_log.keys", keys.encode()))
+    said = judge_log(case)
+    assert said["exit_code"] in (0, 6)
+    if said["exit_code"] == 0:
+        assert any("log.toml" in text for text in said["not_proven"])
+
+
+# -- files that are none -----------------------------------------------------------------------------------------------
+
+TARGETS = ["log.toml", "log.vkey", "checkpoint", "tree/0", "tree/1", "index.db", "keylines.jsonl", "checkpoints/9",
+           "segments/first", "segments/last", "payloads/first", "segments", "tree", "payloads", "checkpoints"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "link to a FIFO", "link to itself", "link to /dev/zero", "a file"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_something_else_instead_of_a_file(case: Case, target: str, kind: str, tmp_path: Path) -> None:
+    name = {"segments/first": case.segments()[0], "segments/last": _last(case),
+            "payloads/first": next(f for f in case.files() if f.startswith("payloads/"))}.get(target, target)  # fmt: skip
+    path = case.folder / name
+    if path.exists():
+        path.rename(tmp_path / "away")
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link to a FIFO":
+        os.mkfifo(tmp_path / "fifo")
+        path.symlink_to(tmp_path / "fifo")
+    elif kind == "link to itself":
+        path.symlink_to(path.name)
+    elif kind == "link to /dev/zero":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(b"x\n" * 100)
+    said = judge_log(case)
+    harmless = target in ("index.db", "checkpoints") or (target in ("tree/1", "keylines.jsonl", "checkpoints/9", "tree/0"))
+    assert said["exit_code"] in ((0, 2, 6) if harmless else (2, 6)), said
+    if not harmless:
+        assert said["exit_code"] == 6 or kind != "folder", said
+
+
+# -- proofs ------------------------------------------------------------------------------------------------------------
+
+PROOF = b"c2sp.org/tlog-proof@v1\nindex 5\n"
+PROOFS = {
+    "empty": b"",
+    "10 MB": b"c2sp.org/tlog-proof@v1\n" + b"x" * 10_000_000,
+    "a million hashes": PROOF + b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n" * 20_000 + b"\n",
+    "index 2^64": b"c2sp.org/tlog-proof@v1\nindex 18446744073709551616\n\n",
+    "10,000 digits": b"c2sp.org/tlog-proof@v1\nindex " + b"1" * 10_000 + b"\n\n",
+    "leading zero": b"c2sp.org/tlog-proof@v1\nindex 05\n\n",
+    "CRLF": PROOF.replace(b"\n", b"\r\n") + b"\r\n",
+    "no checkpoint": PROOF + b"\n",
+    "an empty extra": b"c2sp.org/tlog-proof@v1\nextra \nindex 5\n\n",
+    "not base64": PROOF + b"!!!!\n\n",
+    "NUL": PROOF + b"\0\n\n",
+    "not UTF-8": b"\xff" * 1000,
+    "newlines": b"\n" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("name", sorted(PROOFS))
+@pytest.mark.parametrize("end", ["nothing", "a checkpoint"])
+def test_hostile_proofs(case: Case, name: str, end: str, tmp_path: Path) -> None:
+    data = PROOFS[name] + (case.read("checkpoint") if end == "a checkpoint" else b"")
+    if name == "no checkpoint" and end == "a checkpoint":
+        data = data.replace(b"index 5", b"index 99")  # well-formed, and of no entry of that tree
+    assert case.memory.folder is not None
+    vkey = case.read("log.vkey").split(b"\n")[0].decode()
+    (tmp_path / "proof").write_bytes(data)
+    if name in ("10 MB", "a million hashes", "newlines"):
+        said = judge("proof", tmp_path / "proof", case.memory.folder, vkey)
+        assert said.get("error") == "Malformed"
+        return
+    try:
+        verdict = verify_proof(data, b"{}", vkey=vkey, memory=case.memory)
+    except Malformed:
+        return
+    assert verdict.exit_code == 6
+
+
+def test_every_byte_of_a_proof(case: Case) -> None:
+    """No flipped bit leaves a proof that holds."""
+    from tallystick.core.merkle import leaf_hash
+    from tallystick.core.tiles import prove_inclusion
+
+    lines = [line.data for line in case.lines()]
+
+    def read(level: int, start: int, count: int) -> bytes:
+        assert level == 0
+        return b"".join(leaf_hash(x) for x in lines[start : start + count])
+
+    key = KeyFolder(case.keys).log_key()
+    origin = case.read("checkpoint").split(b"\n")[0].decode()
+    head = Checkpoint(origin, case.size, bytes.fromhex(case.verify().root))
+    whole = InclusionProof(7, tuple(prove_inclusion(read, 7, case.size)), sign_checkpoint(head, key)).format()
+    vkey = key.verifier.format()
+    assert verify_proof(whole, lines[7], vkey=vkey, memory=case.memory).exit_code == 0
+    assert verify_proof(whole, lines[8], vkey=vkey, memory=case.memory).exit_code == 6
+    for at in range(len(whole)):
+        data = bytearray(whole)
+        data[at] ^= 1 << (at % 8)
+        try:
+            verdict = verify_proof(bytes(data), lines[7], vkey=vkey, memory=case.memory)
+        except Malformed:
+            continue
+        assert verdict.exit_code == 6, at
+
+
+# -- the memory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", "{\"a\":", "{\"a\":{}}", "null", "[" * 100_000, "\xff", "{\"a\":{\"size\":1e99}}"])
+def test_a_broken_memory_is_an_error_and_no_empty_one(case: Case, text: str) -> None:
+    assert case.memory.path is not None
+    case.memory.path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match="known_logs"):
+        case.verify()
+    assert case.memory.path.read_bytes() == text.encode("latin-1")
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("root", "zz"), ("root", ""), ("root", "00"), ("size", -1), ("size", 2**63), ("size", 2**70), ("vkey", ""),
+    ("vkey", "++"), ("genesis", ""), ("origin", "x"), ("full_size", -5),
+])  # fmt: skip
+def test_a_memory_with_impossible_values(case: Case, field: str, value: Any) -> None:
+    path = case.memory.path
+    assert path is not None
+    text = json.loads(path.read_text())
+    for known in text.values():
+        known[field] = value
+    path.write_text(json.dumps(text))
+    try:
+        verdict = case.verify()
+    except AuditError:
+        return
+    assert verdict.exit_code in (0, 6)
+    assert verdict.exit_code == 6 or field in ("genesis", "full_size", "size")
+
+
+def test_no_memory_at_all(case: Case) -> None:
+    from tallystick.verification import verify_log
+
+    assert verify_log(case.folder, memory=Memory(None)).exit_code == 3
