@@ -195,6 +195,7 @@ def test_the_heading_names_the_offset_of_the_rows_also_where_the_clocks_change(t
     assert "Sun 25 Oct 2026, 00:00–24:00 Europe/Berlin (+02:00, +01:00)" in ran.out
     assert "02:30:00 +0200" in ran.out
     assert "02:30:00 +0100" in ran.out
+    assert "02:30:00  " in tally("query", "--since", "2026-10-24", "--limit", "1").out
     assert "Europe/Berlin (+02:00)" in tally("query", "--limit", "1").out
     assert "+0200" not in tally("query", "--limit", "1").out
     assert [r["index"] for r in tally("query", "--on", "2026-10-24", "--json").json["entries"]] == []
@@ -280,6 +281,12 @@ def test_prove_writes_no_file_over_another(tally, log):
     assert tally("prove", "#1", "-o", "p.tlog-proof").code == 2
     assert Path("p.tlog-proof").read_text() == "mine"
     assert tally("prove", "#1", "-o", "p.tlog-proof", "--force").code == 0
+    os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert tally("prove", "#1", "-o", "pipe", "--force").code == 0
+    assert os.read(reader, 100).startswith(b"c2sp.org/tlog-proof")
+    os.close(reader)
+    assert not Path("pipe").is_file()
     found = tally("prove", "#1", "--json").json
     assert Path(found["proof"]).name == f"{found['event_id']}.tlog-proof"
     assert tally("prove", "#99").code == 2

@@ -121,6 +121,16 @@ def test_a_full_output_is_2(tmp_path, log):
         assert b"Traceback" not in done.stderr
 
 
+def test_closed_streams(tmp_path, log):
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        for command in ("query", "record", "verify", "bogus", "--help"):
+            done = subprocess.run(f"{' '.join(TALLY)} {command} {closed}", shell=True, check=False, capture_output=True, cwd=tmp_path,
+                                  stdin=subprocess.DEVNULL)  # fmt: skip
+            assert done.returncode in (0, 2), (command, closed)
+            assert b"Traceback" not in done.stderr + done.stdout
+            assert b"internal error" not in done.stderr + done.stdout
+
+
 HOSTILE = "a\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil\r\n\x00b\u2028c\x7f"
 
 

@@ -41,7 +41,7 @@ def command(args: tuple[str, ...], output: str | None, entry_file: str | None, f
     target = output or re.sub(r"[^A-Za-z0-9._-]", "_", event_id) + ".tlog-proof"
     files = [(Path(name), data) for name, data in ((target, proof), (entry_file, line)) if name and name != "-"]
     for file, _ in files:
-        if file.exists() and not force:
+        if file.is_file() and not force:
             raise click.ClickException(f"{file} is there already; name another with -o, or --force")
     for file, data in files:
         _write(file, data)
@@ -63,7 +63,10 @@ def command(args: tuple[str, ...], output: str | None, entry_file: str | None, f
 
 
 def _write(file: Path, data: bytes) -> None:
-    """All or nothing, under its name only when it is whole."""
+    """All or nothing, under its name only when it is whole; a device or a pipe is written to, never replaced."""
+    if file.exists() and not file.is_file():
+        file.write_bytes(data)
+        return
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         with part.open("xb") as out:

@@ -194,7 +194,7 @@ def _print_table(log: AuditLogger, entries: Answers, limit: int) -> None:
     screen.line(log.origin, "dim")
     screen.blank()
     if shown:
-        _rows(screen, shown, moments, offsets="," in heading)
+        _rows(screen, shown, moments, offsets="," in heading.rpartition("(")[2])
         screen.blank()
     _left_out(screen, entries, shown, more, limit)
     checked = last_verified(log)
