@@ -528,3 +528,21 @@ def test_what_was_exported_and_is_not_of_record_is_refused(tally, log):
     ran = tally("record", stdin=tally("export").out)
     assert ran.code == 4
     assert ran.out == ""
+
+
+def test_demo_hands_over_and_keeps_its_exit_code(tally, monkeypatch):
+    import sys
+    import types
+
+    called = {}
+
+    def run_demo(folder, *, yes, host, console):
+        console.print("told")
+        called.update(folder=folder, yes=yes, host=host)
+        return 3
+
+    monkeypatch.setitem(sys.modules, "tallystick.demo.run", types.SimpleNamespace(run_demo=run_demo))
+    ran = tally("demo", "there", "--yes", "--host", "http://127.0.0.1:1")
+    assert (ran.code, ran.out) == (3, "told\n")
+    assert called == {"folder": Path("there").absolute(), "yes": True, "host": "http://127.0.0.1:1"}
+    assert tally("demo", "a", "b").code == 2
