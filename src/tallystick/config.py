@@ -70,12 +70,14 @@ def read_settings(folder: Path) -> Settings:
         check_origin(settings.origin)
     except FileNotFoundError:
         raise ConfigError(f"{path} is not there; {folder} is not a log of this program") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, Malformed) as e:
+    except (ValueError, RecursionError, msgspec.ValidationError, Malformed) as e:  # ValueError: also of TOML and UTF-8
         raise ConfigError(f"{path}: {e}") from e
     if settings.format != 1:
         raise ConfigError(f"{path}: format {settings.format} is newer than this program, which knows format 1")
     if settings.content.keep not in ("previews", "none"):
         raise ConfigError(f'{path}: content.keep is "previews" or "none"')
+    if "\0" in settings.keys:
+        raise ConfigError(f"{path}: keys is the path of a folder")
     if settings.retention.days < 0 or settings.segments.bytes < 4096:
         raise ConfigError(f"{path}: retention.days is at least 0, segments.bytes at least 4096")
     zone(settings.timezone)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,9 @@ from .logger import AuditLogger
 from .memory import Known, Memory
 from .store.segments import SegmentStore
 from .vault import Vault
+
+_NOT_AS_IT_WAS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+_SETTINGS_BYTES_MAX = 1 << 20
 
 
 def verify_log(
@@ -52,7 +58,7 @@ def verify_log(
         return verdict
     except OSError as e:
         verdict = Verdict(origin=known.origin if known else "")
-        code = 6 if known is not None and isinstance(e, FileNotFoundError) else 2
+        code = 6 if known is not None and e.errno in _NOT_AS_IT_WAS else 2
         verdict.findings.append(Finding("missing" if code == 6 else "unreadable", f"{e.filename}: {e.strerror}", code))
         return verdict
 
@@ -61,6 +67,11 @@ def _verify_log(
     path: Path, memory: Memory, pinned: VerifierKey | None, known: Known | None, checkpoint: bytes | None,
     content: bool, new_only: bool,
 ) -> Verdict:  # fmt: skip
+    strange = _strange_files(path)
+    if strange:
+        code = 2 if known is None and pinned is None else 6
+        return Verdict(known.origin if known else "", findings=[
+            Finding("missing", f"{name} is not a file, or not one of that size", code, file=name) for name in strange])  # fmt: skip
     genesis = _genesis(path)
     store = SegmentStore(path)
     settings = cfg.read_settings(path)
@@ -77,7 +88,7 @@ def _verify_log(
     if head is None:
         return verdict
     references = [] if known is None or known.vkey != genesis.vkey.format() else [
-        Reference(known.size, bytes.fromhex(known.root), "your memory of this log")]  # fmt: skip
+        _reference(known, "your memory of this log")]  # fmt: skip
     references += _elsewhere(path, genesis, memory, pinned, head, verdict)
     kept = None if checkpoint is None else _kept(checkpoint, genesis, view, head)
     if kept is not None:
@@ -95,6 +106,38 @@ def _verify_log(
     verdict = checker.finish(head, start)
     _remember(path, genesis, memory, pinned, known, verdict, full=start == 0 and not content)
     return verdict
+
+
+def _strange_files(path: Path) -> list[str]:
+    """What should be a file and is something else: opening a FIFO waits for ever, a device has no end."""
+    names = ["log.toml", "log.vkey", "checkpoint", "keylines.jsonl", "index.db-journal"]
+    found = []
+    for folder in ("segments", "tree", "payloads", "checkpoints"):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            try:
+                names += [f"{folder}/{name}" for name in sorted(os.listdir(path / folder))]
+            except NotADirectoryError:
+                found.append(folder)
+    for name in names:
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            try:
+                status = os.stat(path / name)
+            except OSError as e:
+                if e.errno != errno.ELOOP:
+                    raise
+                found.append(name)
+                continue
+            too_large = name == "log.toml" and status.st_size > _SETTINGS_BYTES_MAX
+            if not stat.S_ISREG(status.st_mode) or too_large:
+                found.append(name)
+    return found
+
+
+def _reference(known: Known, source: str) -> Reference:
+    try:
+        return Reference(known.size, bytes.fromhex(known.root), source)
+    except ValueError:
+        raise ConfigError(f"{source} has no root that can be read: {known.root[:80]!r}") from None
 
 
 def _genesis(path: Path) -> Genesis:
@@ -144,7 +187,7 @@ def _elsewhere(
                 Finding("older_copy", f"an older copy: at {other} this log had {known.size:,} entries, here {head.size:,}", 5)
             )
         else:
-            found.append(Reference(known.size, bytes.fromhex(known.root), f"your memory of {other}"))
+            found.append(_reference(known, f"your memory of {other}"))
     return found
 
 

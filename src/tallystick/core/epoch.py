@@ -106,9 +106,11 @@ def _recovered_ranges(known: list[tuple[int, Fields]]) -> list[tuple[int, int]]:
 def _parts(fields: Fields, index: int) -> list[tuple[int, int, str]]:
     """``log.archived`` names the whole prefix from 0 and where each part went."""
     parts, reached = [], 0
-    for part in fields.details.get("parts", ()):
-        first, end, name = part.get("first"), part.get("end"), part.get("name")
-        if not (first == reached and type(end) is int and first < end <= index and isinstance(name, str)):
+    listed = fields.details.get("parts")
+    for part in listed if isinstance(listed, list) else [None]:
+        first, end, name = (part.get(n) for n in ("first", "end", "name")) if isinstance(part, dict) else (None,) * 3
+        if not (type(first) is int and first == reached and type(end) is int and first < end <= index
+                and isinstance(name, str)):  # fmt: skip
             raise Malformed(f"entry {index}: log.archived does not name the whole prefix from 0")
         parts.append((first, end, name))
         reached = end

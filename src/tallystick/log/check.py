@@ -73,9 +73,11 @@ class Checker:
 
     def _bad_head(self, error: AuditError, genesis: bytes) -> Checkpoint | None:
         """Say what is wrong; what the head claims still tells which lines to look at, though nobody signed it."""
-        note = None
-        with contextlib.suppress(AuditError):
+        try:
             note = self._store.head()
+        except AuditError as e:
+            self._find("bad_signature", f"the head is not signed by this log ({e})", file="checkpoint")
+            return None
         if note is None:
             self._find("missing", "there is no checkpoint: nothing says how long this log is", file="checkpoint")
             return None
@@ -483,7 +485,7 @@ class Checker:
     def _was_lost(self, fields: ent.Fields, name: str) -> bool:
         """A payload that recovery named as missing."""
         wanted = f"{fields.event_id}/{name}"
-        return any(wanted in f.details.get("missing_payloads", ()) for f in self._view.key_lines().values())
+        return any(wanted in _listed(f.details.get("missing_payloads")) for f in self._view.key_lines().values())
 
     def _index_rows(self, head: Checkpoint, start: int) -> _Rows | None:
         """Rows of the index below the head, after its schema and SQLite's own check; None where it says nothing."""
@@ -524,7 +526,8 @@ class Checker:
         del head
         with contextlib.suppress(FileNotFoundError):
             for path in sorted((self._store.folder / "checkpoints").iterdir()):
-                self._kept_checkpoint(path.name, path.read_bytes()[:16_384])
+                with path.open("rb") as file:
+                    self._kept_checkpoint(path.name, file.read(16_384))
 
     def _kept_checkpoint(self, name: str, note: bytes) -> None:
         assert self._history is not None
@@ -591,6 +594,10 @@ class Checker:
             Finding(issue, text, 6, index, end, file, offset, fields.event_id if fields else None,
                     fields.timestamp if fields else None)  # fmt: skip
         )
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
 
 
 def _decoded(line: bytes) -> ent.Fields | None:

@@ -28,6 +28,7 @@ from ..store import Segment, Store
 HEAD_WAIT_S = 1.0
 _OWN = b'"event_type":"log.'
 _FILL_ROWS = 4096
+_KEY_LINES_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Head(NamedTuple):
@@ -145,6 +146,8 @@ class LogView:
         first = segments[0].start if segments else 0
         if first == 0 or not path.exists():
             return
+        if path.stat().st_size > _KEY_LINES_BYTES_MAX:
+            raise Malformed(f"keylines.jsonl: more than {_KEY_LINES_BYTES_MAX:,} bytes")
         for index, line in parse_key_lines(path.read_bytes()):
             if index < first:
                 if self.store.hashes(0, index, 1) != leaf_hash(line):
