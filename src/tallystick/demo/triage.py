@@ -130,7 +130,8 @@ class Triage:
 
         from tallystick import AuditEventType
 
-        prompt, schema = build_prompt(mail), answer_format(figures_in(mail.text))
+        messages, schema = build_messages(mail), answer_format(figures_in(mail.text))
+        prompt = json.dumps(messages, ensure_ascii=False)
         known = {"model": self.server.model, "model_digest": self.server.digest}
         request_id = self._record(
             AuditEventType.AI_REQUEST, self.server.model, "ask model",
@@ -139,7 +140,7 @@ class Triage:
         )  # fmt: skip
         started = time.perf_counter_ns()
         try:
-            answer = self._call(prompt, schema)
+            answer = self._call(messages, schema)
         except (ResponseError, HTTPError, OSError, ValueError) as e:
             self._record(
                 AuditEventType.SYSTEM_ERROR, self.server.model, "ask model", outcome="failure", parent_id=request_id,
@@ -154,8 +155,7 @@ class Triage:
             payloads={"answer": answer},
         ), ""  # fmt: skip
 
-    def _call(self, prompt: str, schema: dict[str, Any]) -> str:
-        messages = [{"role": "user", "content": prompt}]
+    def _call(self, messages: list[dict[str, str]], schema: dict[str, Any]) -> str:
         answer = self.client.chat(self.server.model, messages, format=schema, options=OPTIONS)
         return answer.message.content or ""
 
@@ -213,14 +213,15 @@ class Triage:
 # -- question and answer ---------------------------------------------------------------------------------------------------
 
 
-def build_prompt(mail: Mail) -> str:
-    """The whole prompt: one message, so that what is recorded is what was sent."""
-    return (
+def build_messages(mail: Mail) -> list[dict[str, str]]:
+    """What is sent, and recorded as it is sent. The question stands last: small models heed what they read last."""
+    question = (
         f"Mail:\nSubject: {mail.subject}\n{mail.text[:PROMPT_CHARS_MAX]}\n\n"
         f'The subject is "{mail.subject}". Is this mail an invoice, an order, a complaint, an application for a job, '
         "a newsletter, spam or other? Give the category, the amount to pay (only for an invoice, else null), "
         "the confidence (high or low) and the reason as JSON."
     )
+    return [{"role": "system", "content": "You sort the mail of a small company."}, {"role": "user", "content": question}]
 
 
 def answer_format(figures: list[float]) -> dict[str, Any]:
