@@ -123,12 +123,10 @@ class Vault:
         if not parts:
             self._end = 0
         self._file = f"{day}.seg" if number == 0 else f"{day}.{number}.seg"
-        made = not (self.folder / self._file).exists()
         self._fd = self._disk.open(
             self.folder / self._file, os.O_RDWR | os.O_CREAT, file_mode(self.folder), like=self.folder
         )
-        if made:
-            self._disk.sync_folder(self.folder)
+        self._sync_folder(self.folder)  # whoever made the file may have died before its name was durable
         return self._fd
 
     def _key_for_writing(self, day: str, subject: str | None) -> bytes:
@@ -142,6 +140,7 @@ class Vault:
             raise StoreError(f"the payload key of {day} for this subject was destroyed; nothing more is kept under it")
         if found is not None and found[1] is not None:
             key = found[1]
+            self._sync_slots(path)  # whoever made the slot may have died before it was durable
         else:
             key = os.urandom(32)
             self._add_slot(path, _day_number(day), tag, key)
@@ -150,20 +149,32 @@ class Vault:
 
     def _add_slot(self, path: Path, number: int, tag: bytes, key: bytes) -> None:
         """Synced before it is used: a payload whose key was lost would be content that nobody can ever open."""
-        made = not path.exists()
         fd = self._disk.open(path, os.O_RDWR | os.O_CREAT, 0o600, like=self._keys)
         try:
             end = os.fstat(fd).st_size // _SLOT_BYTES * _SLOT_BYTES  # a torn slot is overwritten
             self._disk.write_at(fd, _format_slot(number, tag, key), end)
+        finally:
+            close_quietly(fd)
+        self._sync_slots(path)
+
+    def _sync_slots(self, path: Path) -> None:
+        fd = self._disk.open(path, os.O_RDWR)
+        try:
             self._sync(fd)
         finally:
             close_quietly(fd)
-        if made:
-            self._disk.sync_folder(self._keys)
+        self._sync_folder(self._keys)
 
     def _sync(self, fd: int) -> None:
         try:
             self._disk.sync_data(fd)
+        except OSError:
+            self.broken = True
+            raise
+
+    def _sync_folder(self, path: Path) -> None:
+        try:
+            self._disk.sync_folder(path)
         except OSError:
             self.broken = True
             raise
