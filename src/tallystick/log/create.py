@@ -8,6 +8,7 @@ next call. ``LogMissing`` is the caller's business (``logger``): here a key fold
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -21,7 +22,7 @@ from ..core import entry as ent
 from ..core.checkpoint import Checkpoint, sign_checkpoint
 from ..core.entry import Fields
 from ..core.epoch import CREATED
-from ..core.errors import LogMissing, StoreError
+from ..core.errors import DiskFull, LogMissing, ReadOnly, StoreError
 from ..core.genesis import Genesis
 from ..core.merkle import leaf_hash
 from ..core.note import SignerKey
@@ -55,15 +56,28 @@ def creation_lock(parent: Path) -> Iterator[None]:
 
 def create(plan: Plan, clock: Clock, disk: Disk, *, exists: Callable[[Path], bool]) -> Genesis | None:
     """Make the log. None if somebody else made it meanwhile (``exists`` under the lock says so)."""
+    try:
+        return _create(plan, clock, disk, exists)
+    except OSError as e:
+        what = f"{e.filename or plan.folder}: {e.strerror}; no log was made"
+        if isinstance(e, PermissionError) or e.errno == errno.EROFS:
+            raise ReadOnly(what) from e
+        raise (DiskFull if e.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError)(what) from e
+
+
+def _create(plan: Plan, clock: Clock, disk: Disk, exists: Callable[[Path], bool]) -> Genesis | None:
     with creation_lock(plan.folder.parent):
         if exists(plan.folder):
             return None
-        _clear_interrupted(plan)
         temporary = plan.folder.with_name(f".{plan.folder.name}.creating")
         temporary_keys = plan.keys.with_name(f".{plan.keys.name}.creating")
         for path in (temporary, temporary_keys):
-            if path.exists():
-                shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=not path.exists())
+        if plan.keys.exists():
+            _refuse_keys_in_use(plan)
+            disk.rename(plan.keys, temporary_keys)  # as a whole: half of it would not say any more that it was never used
+            shutil.rmtree(temporary_keys)
+        for path in (temporary, temporary_keys):
             disk.mkdir(path, 0o700, like=plan.folder.parent)
         genesis = _fill(plan, temporary, temporary_keys, clock, disk)
         disk.rename(temporary_keys, plan.keys)
@@ -74,9 +88,7 @@ def create(plan: Plan, clock: Clock, disk: Disk, *, exists: Callable[[Path], boo
         return genesis
 
 
-def _clear_interrupted(plan: Plan) -> None:
-    if not plan.keys.exists():
-        return
+def _refuse_keys_in_use(plan: Plan) -> None:
     mark = KeyFolder(plan.keys).read_mark()
     if mark is None or mark.size > 1:
         seen = "" if mark is None else f" of {mark.size:,} entries ({mark.origin})"
@@ -84,7 +96,6 @@ def _clear_interrupted(plan: Plan) -> None:
             f"{plan.folder} is not there, but {plan.keys} has the keys of a log{seen}. If it was moved, open it where it is; "
             f"if it is gone for good, move {plan.keys} away and begin anew"
         )
-    shutil.rmtree(plan.keys)
 
 
 def _fill(plan: Plan, folder: Path, keys: Path, clock: Clock, disk: Disk) -> Genesis:
