@@ -147,7 +147,8 @@ class AuditLogger:
         done: asyncio.Future[None] = loop.create_future()
 
         def finish(request: Request) -> None:
-            loop.call_soon_threadsafe(_settle, done, request.error)
+            with contextlib.suppress(RuntimeError):  # the loop ended meanwhile: nobody waits for this one any more
+                loop.call_soon_threadsafe(_settle, done, request.error)
 
         self._writer().groups.submit(Request([event], finish))
         await asyncio.shield(done)
