@@ -97,7 +97,7 @@ def test_only_one_holder_and_whoever_waits_too_long_is_told_who_holds_it(store):
 
     def hold():
         with store.exclusive(1):
-            store.lock.note_holder("boot", clean=False, durable=False)
+            store.note_holder("boot", clean=False, durable=False)
             holding.set()
             done.wait(30)
 

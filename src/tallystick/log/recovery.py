@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..core import entry as ent
 from ..core.checkpoint import Checkpoint
-from ..core.epoch import RECOVERED, is_own
+from ..core.epoch import RECOVERED
 from ..core.errors import AuditError, Malformed, StateUnknown, StoreError
 from ..core.merkle import Frontier, leaf_hash
 from ..core.tiles import frontier_at, root_at
@@ -30,6 +31,8 @@ from ..store import Segment, Store
 from .view import LogView
 
 HASH = 32
+NAMED_MAX = 100  # names in one log.recovered; what more there is of cuts is named by the next
+CUT_NAME = re.compile(r"[0-9]{20}-[0-9]{1,20}-[0-9a-f]{16}\.bin", re.ASCII)
 
 
 class Found(NamedTuple):
@@ -239,26 +242,19 @@ class Recovery:
     def _tail(self, state: State) -> State:
         """Rules 13 and 14 for whatever follows the covered lines."""
         segments = self._segments()
-        last = segments[-1]
-        if last.start > state.size:
-            raise StateUnknown(f"segments/{last.name} begins after the end of the log at {state.size:,}" + _WAY_ON)
-        if last.start > state.segment.start:
-            behind = next(s for s in segments if s.start == state.segment.start)
-            if behind.size > state.offset:
-                raise StateUnknown(f"segments/{behind.name}: bytes after its last line, but it was sealed" + _WAY_ON)
-            state = state._replace(segment=last, offset=0)
+        last, signed = segments[-1], state.size
+        state, lines = self._sealed_tail(state, segments)
         self._store.attach(last, state.offset)  # type: ignore[attr-defined]
         rest = self._store.tail(last, state.offset)  # type: ignore[attr-defined]
-        unnamed = self._unnamed_cuts(state.size)
-        if not rest and not unnamed:
+        cut = self._unnamed_cuts(signed)
+        if not rest and not cut and not lines:
             return state
-        lines, kept = self._complete_lines(rest)
+        here, kept = self._complete_lines(rest)
         frontier = state.frontier.copy()
-        if lines:
+        if here:
             self._store.rewrite(last, state.offset, rest[:kept])
-            put_leaves(self._store, frontier, [leaf_hash(line) for line, _ in lines])
-        cut = [c for c in unnamed if c not in _cuts_of([fields for _, fields in lines])]
-        cut += _cuts_of([fields for _, fields in lines])
+            put_leaves(self._store, frontier, [leaf_hash(line) for line, _ in here])
+            lines += here
         if kept < len(rest):
             name, size, digest = self._store.cut(last, state.offset + kept)
             named = {"file": f"quarantine/{name}", "bytes": size, "sha256": digest}
@@ -269,8 +265,27 @@ class Recovery:
             for name in fields.payloads
             if not self._payload_there(fields, name)
         )
-        found = Found(state.size, frontier.size, tuple(cut), missing[:100])
+        found = Found(signed, frontier.size, tuple(cut[-NAMED_MAX:]), missing[:NAMED_MAX])
         return State(frontier, last, state.offset + kept, None, state.signed, found)
+
+    def _sealed_tail(self, state: State, segments: list[Segment]) -> tuple[State, list[tuple[bytes, ent.Fields]]]:
+        """Unsigned lines in segments that were sealed: whoever took them in began a new segment and died before he could
+        sign. He had written them again and synced them, so they are whole and reach the next segment."""
+        found: list[tuple[bytes, ent.Fields]] = []
+        for segment, following in zip(segments, segments[1:], strict=False):
+            if segment.start < state.segment.start:
+                continue
+            rest = self._store.tail(segment, state.offset)  # type: ignore[attr-defined]
+            lines, kept = self._complete_lines(rest)
+            if kept < len(rest) or state.size + len(lines) > following.start:
+                raise StateUnknown(f"segments/{segment.name}: bytes after its last line, but it was sealed" + _WAY_ON)
+            if state.size + len(lines) < following.start:
+                raise StateUnknown(f"segments/{following.name} begins after the end of the log at "
+                                   f"{state.size + len(lines):,}" + _WAY_ON)  # fmt: skip
+            frontier = state.frontier.copy()
+            put_leaves(self._store, frontier, [leaf_hash(line) for line, _ in lines])
+            state, found = state._replace(frontier=frontier, segment=following, offset=0), found + lines
+        return state, found
 
     def _unnamed_cuts(self, size: int) -> list[dict[str, Any]]:
         """Files in quarantine that no signed entry names: whoever cut them died before he could."""
@@ -285,8 +300,8 @@ class Recovery:
             for cut in fields.details.get("cut", ())
         }
         found = []
-        for path in sorted(folder.glob("*.bin")):
-            if f"quarantine/{path.name}" not in known:
+        for path in sorted(folder.iterdir()):
+            if CUT_NAME.fullmatch(path.name) and path.is_file() and f"quarantine/{path.name}" not in known:
                 data = path.read_bytes()
                 digest = hashlib.sha256(data).hexdigest()
                 found.append({"file": f"quarantine/{path.name}", "bytes": len(data), "sha256": digest})
@@ -327,14 +342,3 @@ def _signed(head: Checkpoint | None, mark: Mark | None) -> list[tuple[int, bytes
     """The sizes that were signed with their roots, ascending."""
     found = {(c.size, c.root) for c in (head, mark) if c is not None}
     return sorted(found)
-
-
-def _cuts_of(fields: list[ent.Fields]) -> list[dict[str, Any]]:
-    """A ``log.recovered`` line that was itself never signed has no effect; what it named as cut is named again."""
-    return [
-        cut
-        for one in fields
-        if is_own(one) and one.event_type == RECOVERED
-        for cut in one.details.get("cut", ())
-        if isinstance(cut, dict)
-    ]

@@ -16,6 +16,7 @@ Head, tree and mark are synced by ``Keeper`` at most a second later (rule 10).
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import threading
@@ -85,6 +86,7 @@ class Writer:
         self._boot = ""
         self._gap: _Gap | None = None
         self._config_checked = False
+        self._begun = False  # this handle has been in a known state under the lock
         self.busy = threading.Lock()  # held for every commit and by the keeper while it looks at what is dirty
         self.written = threading.Event()
         self.groups = GroupCommit(self._commit)
@@ -127,6 +129,7 @@ class Writer:
         wanted = self._without_known(requests)
         if wanted:
             self._write([e for r in wanted for e in r.content])
+        self._settle()  # a retry may be answered by what recovery just took in
         for request in wanted:
             request.result = True
 
@@ -134,10 +137,16 @@ class Writer:
         """Run ``action(append)`` under the lock, in a known state: for what must not interleave with other writers."""
         with self.busy:
             self._refuse_if_fatal()
-            with self._store.exclusive(LOCK_WAIT_S):
-                self._ready()
-                self._settle()
-                return action(self._write)
+            try:
+                with self._store.exclusive(LOCK_WAIT_S):
+                    self._ready()
+                    self._settle()
+                    return action(self._write)
+            except BaseException as e:  # an interrupt too leaves the state unknown
+                error = self._translate(e, [])
+                if error is e:
+                    raise
+                raise error from e
 
     def _settle(self) -> None:
         """Sign what recovery found, so that the state is a signed one."""
@@ -152,28 +161,30 @@ class Writer:
 
     def _ready(self) -> None:
         """Rule 8: know where the log ends. Two reads when nobody else wrote."""
-        state, clean_start = self._state, self._signer is None
-        if clean_start:
+        state, first = self._state, not self._begun
+        if first:
             self._begin()
         elif self._store.moved():
             raise self._die(StateUnknown(f"{self._store.folder} was replaced while this process was writing to it"))
         holder = self._store.lock.last_holder()
-        if not clean_start and holder is not None and holder.boot != self._boot:
+        if not first and holder is not None and holder.boot != self._boot:
             raise self._die(StateUnknown(f"two machines write to {self._store.folder}: boot {holder.boot} and this one"))
         fresh = state is not None and self._store.head() == state.note and self._store.end() == (
-            state.segment.start, state.offset)  # fmt: skip
+            state.segment.start, state.offset) and not self._store.continues(state.size)  # fmt: skip
         if not fresh:
-            unclean = clean_start and holder is not None and not holder.clean and holder.boot != self._boot
+            # no holder at all: the lock is new, or a power loss took it
+            unclean = first and (holder is None or (not holder.clean and holder.boot != self._boot))
             self._keys.forget_sequence()
             try:
-                if not clean_start:
-                    self._store.detach()
+                self._store.detach()
                 self._state = self._recovery.take_in(state, self._keys.read_mark(), unclean=unclean)
             except StateUnknown as e:
                 raise self._die(e) from None
             self._day = ""
-        if holder is None or holder.pid != os.getpid() or holder.clean or clean_start:
-            self._store.lock.note_holder(self._boot, clean=False, durable=clean_start)
+        if first or holder is None or holder.pid != os.getpid() or holder.clean:
+            # durable before anything is written that a power loss may tear: "clean" must not be found after it
+            self._store.note_holder(self._boot, clean=False, durable=first or holder is None or holder.clean)
+        self._begun = True
 
     def _begin(self) -> None:
         """First append of this handle: may we write here at all?"""
@@ -271,11 +282,13 @@ class Writer:
         try:
             self._store.append(state.size, b"\n".join(lines) + b"\n")
             put_leaves(self._store, frontier, [leaf_hash(line) for line in lines])
-        except OSError:
+        except OSError as e:
             self._state = None
             if not self._store.broken:
-                with contextlib.suppress(OSError):
+                try:
                     self._store.rollback()
+                except OSError:
+                    raise self._unknown(e) from e
             raise
 
     def _put_head(self, note: bytes, frontier: Any) -> None:
@@ -283,9 +296,14 @@ class Writer:
         try:
             self._store.put_head(note)
             self._keys.put_mark(self._view.genesis.origin, frontier.size, frontier.root(), 0)
-        except OSError:
+        except OSError as e:
             self._state = None
-            raise
+            raise self._unknown(e) from e
+
+    def _unknown(self, error: OSError) -> StoreError:
+        """Not acknowledged and not a gap either: the lines may be there, and are taken in and named if they are."""
+        return StoreError(f"{error.filename or self._store.folder}: {error.strerror}; whether these events are on record is "
+                          "not known: look for them after the next append, or retry with event_id=")  # fmt: skip
 
     def _signed_by(self) -> SignerKey:
         assert self._signer is not None
@@ -307,8 +325,7 @@ class Writer:
         state = self.state
         if state.offset == 0:
             return
-        self._store.flush()
-        self._keys.sync()
+        self._sync_derived()
         self._store.roll(state.size)
         segments = self._store.segments()
         self._state = state._replace(segment=segments[-1], offset=0)
@@ -378,25 +395,25 @@ class Writer:
             if not isinstance(error, AuditError):
                 self._state = None
             return error
+        self._state = None
         lost = sum(len(r.content) for r in requests)
         if self._store.broken or self._vault.broken:
             return self._die(StateUnknown(f"syncing to disk failed ({error.strerror}); nothing more is acknowledged by "
                                           "this logger: close it, look at the disk, open the log again"))  # fmt: skip
-        if is_full(error):
-            self._count_gap(lost)
-            return DiskFull(f"{self._store.folder}: no space left; {lost} event(s) were not recorded, which will be on "
-                            "the record once there is room")  # fmt: skip
-        if isinstance(error, PermissionError) or error.errno == 30:  # EROFS
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             return ReadOnly(f"{error.filename or self._store.folder}: {error.strerror}; this user may read this log, "
                             "not write it")  # fmt: skip
-        self._count_gap(lost)
+        if lost:
+            self._count_gap(lost)
+        if is_full(error):
+            return DiskFull(f"{self._store.folder}: no space left; {lost} event(s) were not recorded, which will be on "
+                            "the record once there is room")  # fmt: skip
         return StoreError(f"{error.filename or self._store.folder}: {error.strerror}; nothing was recorded")
 
     def _count_gap(self, lost: int) -> None:
         now = self._clock.wall_us()
         known = self._gap
         self._gap = _Gap((known.count if known else 0) + lost, known.first_us if known else now, now)
-        self._state = None
         with contextlib.suppress(AuditError, OSError):
             self._write_gap_from_reserve()
 
@@ -408,21 +425,25 @@ class Writer:
             self._ready()
             self._write([])
 
-    # -- off the acknowledged path, and the orderly end -------------------------------------------------------------------------------------------------
+    # -- off the acknowledged path, and the orderly end ------------------------------------------------------------------
 
     def make_durable(self) -> None:
         """Sync head, tree and mark (rule 10), and keep room for the entry that says that the disk was full."""
         with self.busy:
             if self._signer is None or self._store.broken:
                 return
-            try:
-                self._store.flush()
-                self._keys.sync()
-            except OSError:
-                self._store.broken = True
-                return
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the next append says so
+                self._sync_derived()
                 self._store.make_reserve()
+
+    def _sync_derived(self) -> None:
+        """Tree, head and mark. A sync that failed is never tried again by this handle (rule 11)."""
+        try:
+            self._store.flush()
+            self._keys.sync()
+        except OSError:
+            self._store.broken = True
+            raise
 
     def close(self) -> None:
         """Sync head, tree and mark and say that the stop was a clean one. The caller stopped the keeper before."""
@@ -430,9 +451,10 @@ class Writer:
             if self._signer is not None and self._fatal is None and not self._store.broken:
                 with contextlib.suppress(AuditError, OSError):
                     with self._store.exclusive(LOCK_WAIT_S):
-                        self._store.flush()
-                        self._keys.sync()
-                        self._store.lock.note_holder(self._boot, clean=True, durable=False)
+                        self._sync_derived()
+                        holder = self._store.lock.last_holder()
+                        if holder is not None and (holder.pid, holder.boot) == (os.getpid(), self._boot):
+                            self._store.note_holder(self._boot, clean=True, durable=False)  # others still write, else
                         self._store.make_reserve()
             self.drop()
 
@@ -441,7 +463,7 @@ class Writer:
         self._store.close()
         self._keys.close()
         self._vault.close()
-        self._signer, self._state = None, None
+        self._signer, self._state, self._begun = None, None, False
 
     def after_fork(self) -> None:
         """In the child: descriptors and locks are the parent's; begin anew."""

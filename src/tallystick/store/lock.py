@@ -75,13 +75,11 @@ class FolderLock:
             return None
         return Holder(int(words[0]), words[1], words[2] == "clean")
 
-    def note_holder(self, boot: str, *, clean: bool, durable: bool) -> None:
-        """Write who holds it now (inside ``held``)."""
+    def note_holder(self, boot: str, *, clean: bool) -> None:
+        """Write who holds it now (inside ``held``), not yet durable."""
         assert self._fd is not None
         text = f"{os.getpid()} {boot} {'clean' if clean else 'open'}".ljust(_BYTES - 1) + "\n"
         self._disk.write_at(self._fd, text.encode("ascii"), 0)
-        if durable:
-            self._disk.sync_data(self._fd)
 
     def close(self) -> None:
         """Close the descriptors (this releases nothing that a parent process holds)."""
@@ -114,10 +112,24 @@ class FolderLock:
             threading.Thread(target=_serve, args=(self._jobs,), name="tallystick-lock", daemon=True).start()
         wait = _Wait(self._fd, self._turnstile)
         self._jobs.put(wait)
-        if not wait.finish(wait_s):
+        try:
+            granted = wait.finish(wait_s)
+        except BaseException:  # interrupted: nobody may be left holding the lock
+            self._leave(wait)
+            raise
+        if not granted:
+            self._leave(wait)
             holder = self.last_holder()
             who = f"process {holder.pid}" if holder else "another process"
             raise LogBusy(f"{self._path}: {who} has held the lock for {wait_s:.0f} s; nothing was recorded")
+
+    def _leave(self, wait: _Wait) -> None:
+        """The thread goes on waiting in the kernel, where it cannot be called back. It keeps the descriptors: had we tried
+        again on them, its late grant would be ours, and its release too."""
+        wait.give_up()
+        if self._jobs is not None:
+            self._jobs.put(_Wait(None, None))
+        self._fd = self._turnstile = self._jobs = None
 
 
 class _Wait:
@@ -140,20 +152,27 @@ class _Wait:
             self._error = e
         with self._lock:
             if self._given_up:
-                with contextlib.suppress(OSError):
-                    fcntl.flock(self.fd, fcntl.LOCK_UN)
+                self._close()
             self._granted.set()
 
     def finish(self, wait_s: float) -> bool:
-        """Wait for the grant; False gives up for good."""
+        """Wait for the grant; False if it did not come."""
         if not self._granted.wait(wait_s):
-            with self._lock:
-                if not self._granted.is_set():
-                    self._given_up = True
-                    return False
+            return False
         if self._error is not None:
             raise self._error
         return True
+
+    def give_up(self) -> None:
+        """For good: the descriptors are closed, now or when the grant comes."""
+        with self._lock:
+            if self._granted.is_set():
+                self._close()
+            self._given_up = True
+
+    def _close(self) -> None:
+        close_quietly(self.fd)
+        close_quietly(self.turnstile)
 
 
 def _serve(jobs: queue.SimpleQueue[_Wait]) -> None:

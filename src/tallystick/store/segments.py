@@ -151,6 +151,17 @@ class SegmentStore:
         """First index and size in bytes, now, of the growing segment that this handle has open."""
         return None if self._fd is None else (self._start, os.fstat(self._fd).st_size)
 
+    def continues(self, start: int) -> bool:
+        """True if a segment begins at ``start`` that is not the one this handle has open: somebody sealed that one."""
+        return start != self._start and (self.folder / "segments" / segment_name(start)).exists()
+
+    def note_holder(self, boot: str, *, clean: bool, durable: bool) -> None:
+        """Write into the lock who holds it now (inside ``exclusive``)."""
+        self.lock.note_holder(boot, clean=clean)
+        if durable:
+            assert self.lock.fd is not None
+            self._sync(self.lock.fd)
+
     def moved(self) -> bool:
         """True if the open segment or the lock is no longer the file at its path: the folder was replaced."""
         pairs = [(self._fd, self.folder / "segments" / segment_name(self._start)), (self.lock.fd, self.folder / "lock")]
@@ -170,6 +181,8 @@ class SegmentStore:
             self._fd = None
             self._fd = self._disk.open(self.folder / "segments" / segment.name, os.O_RDWR)
             self._start = segment.start
+            if offset == 0:  # whoever made it may have died before its name was durable
+                self._guard(lambda: self._disk.sync_folder(self.folder / "segments"))
         self._end = offset
 
     def append(self, start: int, data: bytes) -> int:
@@ -217,7 +230,7 @@ class SegmentStore:
         folder = self.folder / "quarantine"
         if not folder.exists():
             self._disk.mkdir(folder, folder_mode(self.folder), like=self.folder)
-            self._disk.sync_folder(self.folder)
+        self._guard(lambda: self._disk.sync_folder(self.folder))
         self._guard(lambda: self._disk.write_file(folder / name, data, file_mode(self.folder), like=self.folder))
         # if we die here the bytes are in both places; the next recovery finds them again and writes the same file
         self.attach(segment, offset)
