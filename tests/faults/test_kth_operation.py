@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from tallystick import AuditLogger
+from tallystick.clock import CLOCK
 from tallystick.core.errors import StateUnknown, StoreError
 from tallystick.core.genesis import Genesis
 from tallystick.disk import Disk
 from tallystick.log.create import Plan, create
 from tallystick.logger import is_log
-from tallystick.clock import CLOCK
 from tallystick.retention.archive import archive
 
 from .disks import COLUMNS, FaultDisk, HalfWrite, attempt, tries
@@ -152,7 +152,7 @@ def test_create(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for disk in tries(HalfWrite):
         lab.restore()
         plan = Plan(lab.folder, lab.keys, "host/log/000000000000", _config(), {})
-        made = attempt(lambda disk=disk, plan=plan: create(plan, CLOCK, disk, exists=is_log), OSError, StoreError)
+        made = attempt(lambda disk=disk, plan=plan: create(plan, CLOCK, disk, exists=is_log), StoreError)
         assert made is None or isinstance(made, Genesis)
         assert disk.fired == (made is None)
         with AuditLogger(lab.folder, memory=lab.memory) as log:
@@ -178,7 +178,7 @@ def test_archive(lab: Lab) -> None:
     for disk in tries():
         lab.restore()
         log = lab.open(disk, segment_bytes=SMALL)
-        attempt(lambda log=log, disk=disk: _archive(log, folder, disk), OSError, StoreError)
+        attempt(lambda log=log, disk=disk: _archive(log, folder, disk), OSError, StoreError)  # OSError: writing the copy
         attempt(log.close)
         log.vanish()
         judge(lab.folder, lab.memory, earlier, archives=folder)
@@ -187,7 +187,6 @@ def test_archive(lab: Lab) -> None:
         again.close()
         found = judge(lab.folder, lab.memory, earlier, archives=folder)
         assert found.verdict.spans[0].words[1] == "archived"
-        assert not [s for s in found.lines if s.index >= found.verdict.spans[0].end and s.fields.timestamp.startswith("2020")]
 
 
 def _archive(log: Bench, folder: Path, disk: Disk) -> Any:
@@ -206,7 +205,7 @@ def test_after_a_failed_sync_nothing_more_is_acknowledged(lab: Lab) -> None:
                 disk = FaultDisk(at, way)
                 log = lab.open(disk)
                 what(log)
-                if disk.fired and disk.seen[at - 1].startswith("sync_data"):
+                if disk.fired and disk.seen[at - 1].startswith("sync"):
                     with pytest.raises(StateUnknown):
                         log.log(**event(7))
                     with pytest.raises(StateUnknown):
