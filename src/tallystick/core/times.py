@@ -57,7 +57,7 @@ def parse_time(text: str) -> int:
 
 def to_us(moment: datetime) -> int:
     """An aware ``datetime`` → microseconds since the epoch, exactly (no float on the way)."""
-    delta = moment.astimezone(UTC) - _EPOCH
+    delta = moment - _EPOCH  # no astimezone: it ends with the year 9999
     return (delta.days * 86_400 + delta.seconds) * SECOND_US + delta.microseconds
 
 
@@ -74,6 +74,8 @@ def utc_day(us: int) -> str:
 def day_bounds(day: date, zone: tzinfo) -> tuple[int, int]:
     """First and last microsecond of a day in ``zone``; 23 or 25 hours long where the clocks change."""
     start = to_us(datetime(day.year, day.month, day.day, tzinfo=zone))
+    if day == date.max:
+        return start, to_us(datetime.max.replace(tzinfo=zone))
     following = day + timedelta(days=1)
     return start, to_us(datetime(following.year, following.month, following.day, tzinfo=zone)) - 1
 
