@@ -186,3 +186,11 @@ def test_it_closes_at_exit_in_another_process_and_import_is_quick(tmp_path):
         assert log._handle.store.lock.last_holder().clean
     heavy = "import sys, tallystick; print([m for m in ('cryptography', 'sqlite3', 'asyncio', 'rich') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_one_id_twice_in_one_group(log):
+    with pytest.raises(Conflict):
+        log.log_many([event(event_id="mine", action="one"), event(event_id="mine", action="other")])
+    assert log.query() == []
+    assert log.log_many([event(event_id="mine"), event(event_id="mine")]) == ["mine", "mine"]
+    assert len(log.query()) == 1

@@ -80,6 +80,8 @@ def read_settings(folder: Path) -> Settings:
         raise ConfigError(f"{path}: keys is the path of a folder")
     if settings.retention.days < 0 or settings.segments.bytes < 4096:
         raise ConfigError(f"{path}: retention.days is at least 0, segments.bytes at least 4096")
+    if not settings.keys or "\0" in settings.keys:
+        raise ConfigError(f"{path}: keys is the path of a folder")
     zone(settings.timezone)
     return settings
 

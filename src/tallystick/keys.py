@@ -25,6 +25,7 @@ from .core.note import SignerKey
 from .disk import DISK, Disk, close_quietly
 
 SLOT_BYTES = 4096
+SLOT_USED = 512
 KEY_BYTES_MAX = 4096
 
 
@@ -119,7 +120,8 @@ class KeyFolder:
         known = self.read_mark() if self._sequence < 0 else None
         self._sequence = max(self._sequence, known.sequence if known else -1) + 1
         mark = Mark(self._sequence, origin, size, root, epoch)
-        self._disk.write_at(self._mark_fd, mark.format(), (mark.sequence % 2) * SLOT_BYTES)
+        # always the same length: a slot that grew could outlive the new size of the file, and be cut, in a power loss
+        self._disk.write_at(self._mark_fd, mark.format().ljust(SLOT_USED, b"\0"), (mark.sequence % 2) * SLOT_BYTES)
 
     def forget_sequence(self) -> None:
         """Another process wrote the mark: read its sequence before writing the next."""

@@ -318,6 +318,14 @@ class AuditLogger:
         """The log's time zone."""
         return zone(self._handle.settings.timezone)
 
+    def verifier_key(self) -> str:
+        """The log's verifier key: keep it elsewhere."""
+        return self._handle.genesis.vkey.format()
+
+    def entry_count(self) -> int:
+        """Entries that are signed, those of the log about itself included."""
+        return self._handle.view.head().size
+
     @property
     def origin(self) -> str:
         """The log's origin."""

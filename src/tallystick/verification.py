@@ -41,7 +41,7 @@ def verify_log(
 
     ``checkpoint``: a note kept elsewhere, with which the log must be consistent. ``content`` leaves index and payloads out,
     ``new_only`` takes what came after the last proven size. Never raises for what is wrong with the log; ``Malformed`` for a
-    ``vkey`` or ``checkpoint`` that is none.
+    ``vkey`` that is none; a ``checkpoint`` that is none of this log is a finding (4), which hides no worse one.
     """
     path = Path(os.path.abspath(path))
     vkey = vkey or os.environ.get("TALLY_VKEY") or None
@@ -50,8 +50,6 @@ def verify_log(
     try:
         return _verify_log(path, memory, pinned, known, checkpoint, content, new_only)
     except (LogMissing, StoreError, ConfigError, VerificationError, Malformed) as e:
-        if isinstance(e, Malformed) and checkpoint is not None and "checkpoint" in str(e):
-            raise
         code = 6 if known is not None or isinstance(e, Malformed | VerificationError | ConfigError) else 2
         verdict = Verdict(origin=known.origin if known else "")
         verdict.findings.append(Finding("missing" if code == 6 else "unreadable", str(e), code))
@@ -90,7 +88,7 @@ def _verify_log(
     references = [] if known is None or known.vkey != genesis.vkey.format() else [
         _reference(known, "your memory of this log")]  # fmt: skip
     references += _elsewhere(path, genesis, memory, pinned, head, verdict)
-    kept = None if checkpoint is None else _kept(checkpoint, genesis, view, head)
+    kept = None if checkpoint is None else _kept(checkpoint, genesis, view, head, verdict)
     if kept is not None:
         references.append(Reference(kept.size, kept.root, "the checkpoint that you kept"))
     start = known.size if new_only and known is not None and known.size <= head.size else 0
@@ -191,7 +189,7 @@ def _elsewhere(
     return found
 
 
-def _kept(note: bytes, genesis: Genesis, view: LogView, head: Checkpoint) -> Checkpoint:
+def _kept(note: bytes, genesis: Genesis, view: LogView, head: Checkpoint, verdict: Verdict) -> Checkpoint | None:
     """A checkpoint from elsewhere, under the log's key or one of its epochs'."""
     keys = [genesis.vkey]
     try:
@@ -201,9 +199,10 @@ def _kept(note: bytes, genesis: Genesis, view: LogView, head: Checkpoint) -> Che
     try:
         return open_checkpoint(note, keys, origin=genesis.origin)
     except VerificationError as e:
-        raise Malformed(f"the checkpoint that you gave is not one of this log: {e}") from e
+        verdict.findings.append(Finding("malformed", f"the checkpoint that you gave is not one of this log: {e}", 4))
     except Malformed as e:
-        raise Malformed(f"the checkpoint that you gave: {e}") from e
+        verdict.findings.append(Finding("malformed", f"the checkpoint that you gave: {e}", 4))
+    return None
 
 
 def _mark(keys: KeyFolder, verdict: Verdict) -> Mark | None:
@@ -263,8 +262,16 @@ def integrity_check(log: AuditLogger, *, at: int | None, verify: bool) -> dict[s
     root = head.checkpoint.root if size == head.size else root_at(handle.store.hashes, size)
     return {
         "integrity_check": _checked(log, verify=verify),
+        "archived_not_counted": _not_here(log, size),
         "checkpoint": {"origin": log.origin, "size": size, "root": root.hex()},
     }
+
+
+def _not_here(log: AuditLogger, size: int) -> dict[str, Any] | None:
+    """Entries that left for archives are not in a report; it has to say so."""
+    segments = log._handle.store.segments()
+    first = min(segments[0].start, size) if segments else size
+    return {"first": 0, "end": first, "why": "archived; their events are not counted here"} if first else None
 
 
 def _checked(log: AuditLogger, *, verify: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..core.checkpoint import Checkpoint, sign_checkpoint
 from ..core.genesis import Genesis
 from ..core.merkle import Frontier, leaf_hash
-from ..core.note import SignerKey
+from ..core.note import SignerKey, split
 from ..keys import KeyFolder
 
 
@@ -75,6 +75,15 @@ def cut_the_tail(log: Path, keys: Path) -> str:
     _write(log, lines[:kept])
     _sign(log, keys, lines[:kept])
     return f"cut the newest {len(lines) - kept} entries and signed the shorter log with the keys found beside it"
+
+
+def edit_memory(memory: Path, log: Path) -> None:
+    """What an attacker does who may also write to this user's state folder: the memory says what the copy says now."""
+    head = Checkpoint.parse(split((log / "checkpoint").read_bytes())[0])
+    path = memory / "known_logs.json"
+    known = json.loads(path.read_bytes())
+    known[os.path.realpath(log)] |= {"size": head.size, "root": head.root.hex(), "full_size": head.size}
+    path.write_text(json.dumps(known, indent=1) + "\n")
 
 
 ATTACKS = (

@@ -323,8 +323,8 @@ class Recovery:
 
 
 _WAY_ON = (
-    ". Reading goes on: tally query, tally verify. To go on writing begin a new log that names this one: "
-    "tally init NEWLOG --after OLDLOG --reason …"
+    ". Reading goes on: tally query, tally verify. To go on writing begin a new log at "
+    "another path (tally init NEWLOG) and leave this one as it is"
 )
 
 

@@ -211,11 +211,17 @@ class Writer:
         wanted = []
         for request in requests:
             try:
-                fresh = [e for e in request.content if e.given is None or not self._is_known(e, size, taken)]
+                mine = dict(taken)  # what this request adds counts for its own later events too
+                fresh = []
+                for event in request.content:
+                    if event.given is None or not self._is_known(event, size, mine):
+                        fresh.append(event)
+                        if event.given is not None:
+                            mine[event.draft.event_id] = event
             except (Conflict, EntryRefused) as e:
                 request.error = e
                 continue
-            taken.update({e.draft.event_id: e for e in fresh if e.given})
+            taken = mine
             request.content = fresh
             if fresh:
                 wanted.append(request)
