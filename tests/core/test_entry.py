@@ -26,7 +26,7 @@ NOW = "2026-11-24T08:12:04.123456Z"
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 some_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 numbers = st.integers(ent.INT_MIN, ent.INT_MAX) | st.floats(allow_nan=False, allow_infinity=False).filter(
-    lambda f: not (f == int(f) and not ent.INT_MIN <= int(f) <= ent.INT_MAX and abs(f) < 1e21)
+    lambda f: not (f == int(f) and not -(2**63) < int(f) <= ent.INT_MAX and abs(f) < 1e21)
 )  # fmt: skip
 values = st.recursive(st.none() | st.booleans() | numbers | text,
                       lambda v: st.lists(v, max_size=4) | st.dictionaries(text, v, max_size=4), max_leaves=20)  # fmt: skip
@@ -182,7 +182,7 @@ def slow_number(value: float) -> str:
     for k in range(1, 18):  # value = s × 10^(n−k), 10^(k−1) ≤ s < 10^k
         scale = Fraction(10) ** (n - k)
         near = [s for s in (math.floor(exact / scale), math.floor(exact / scale) + 1)]
-        fits = [s for s in near if 10 ** (k - 1) <= s <= 10**k and float(Fraction(s) * scale) == value]
+        fits = [s for s in near if 10 ** (k - 1) <= s <= 10**k and _rounds_to(Fraction(s) * scale, value)]
         if fits:
             s = min(fits, key=lambda c: (abs(c * scale - exact), c % 2))
             break
@@ -198,6 +198,13 @@ def slow_number(value: float) -> str:
         return f"0.{'0' * -n}{digits}"
     exponent = f"e{'+' if n > 0 else '-'}{abs(n - 1)}"
     return (digits if k == 1 else f"{digits[0]}.{digits[1:]}") + exponent
+
+
+def _rounds_to(exact: Fraction, value: float) -> bool:
+    try:
+        return float(exact) == value
+    except OverflowError:
+        return False
 
 
 def _check_float(value: float) -> None:

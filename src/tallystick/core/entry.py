@@ -353,9 +353,9 @@ def format_float(value: float, path: str = "") -> bytes:
     sign = "-" if value < 0 else ""
     k = len(digits)
     if k <= point <= 21:
-        if not INT_MIN <= int(value) <= INT_MAX:
-            raise EntryRefused(f"{path}: {value!r} is outside −2⁶³ … 2⁶⁴−1; pass it as text", path=path)
         text = digits + "0" * (point - k)
+        if not INT_MIN <= int(sign + text) <= INT_MAX:  # the digits, which are not always the value: -2.0**63 reads lower
+            raise EntryRefused(f"{path}: {value!r} is outside −2⁶³ … 2⁶⁴−1; pass it as text", path=path)
     elif 0 < point <= 21:
         text = f"{digits[:point]}.{digits[point:]}"
     elif -6 < point <= 0:
