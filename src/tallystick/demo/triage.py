@@ -10,7 +10,7 @@ What is recorded for one mail, all with the mail's name as case::
     ai.outcome         use answer           parent: the answer; used, rejected or failed_validation, and why
 
 The decision is parsed from the answer *as the log gives it back*, never from a variable that was not recorded. An answer
-that cannot be parsed, that contradicts itself or that says it is unsure, and an amount above ``LIMIT_EUR``, go to a person
+that cannot be parsed, that contradicts itself or that says it is unsure, and an amount over ``LIMIT_EUR``, go to a person
 (``out/human``) with the reason on record; no rule here ever decides in the model's place. A call that fails is a
 ``system_error`` and goes to a person as well.
 """
@@ -264,13 +264,13 @@ def parse_decision(answer: str, amounts: list[float | None]) -> Decision:
 def check_decision(decision: Decision) -> None:
     """``Rejected`` where the answer contradicts itself, is unsure, or needs a person's approval."""
     if decision.category == "invoice" and decision.amount is None:
-        raise Rejected("called an invoice, but without an amount", "failed_validation", decision)
+        raise Rejected("an invoice without an amount", "failed_validation", decision)
     if decision.category != "invoice" and decision.amount is not None:
-        raise Rejected(f"an amount to pay, but called {decision.category}", "failed_validation", decision)
+        raise Rejected(f"an amount to pay, yet called {decision.category}", "failed_validation", decision)
     if decision.confidence == "low":
         raise Rejected("the model is not confident", "rejected", decision)
     if decision.amount is not None and decision.amount > LIMIT_EUR:
-        raise Rejected(f"above {LIMIT_EUR:,} EUR a person approves", "rejected", decision)
+        raise Rejected(f"over {LIMIT_EUR:,} EUR a person approves", "rejected", decision)
 
 
 # -- files -----------------------------------------------------------------------------------------------------------------
