@@ -128,9 +128,15 @@ class KeyFolder:
         self._sequence = -1
 
     def sync(self) -> None:
-        """Make the mark durable."""
+        """Make the mark durable, if this handle wrote it."""
         if self._mark_fd is not None:
             self._disk.sync_data(self._mark_fd)
+
+    def sync_all(self) -> None:
+        """Make the mark durable whoever wrote it."""
+        if self._mark_fd is None:
+            self._mark_fd = self._disk.open(self.path / "mark", os.O_RDWR)
+        self.sync()
 
     def close(self) -> None:
         """Release the descriptor without syncing."""

@@ -331,7 +331,7 @@ class Writer:
         state = self.state
         if state.offset == 0:
             return
-        self._sync_derived()
+        self.sync_derived(of_all=True)
         self._store.roll(state.size)
         segments = self._store.segments()
         self._state = state._replace(segment=segments[-1], offset=0)
@@ -439,14 +439,19 @@ class Writer:
             if self._signer is None or self._store.broken:
                 return
             with contextlib.suppress(OSError):  # the next append says so
-                self._sync_derived()
+                self.sync_derived()
                 self._store.make_reserve()
 
-    def _sync_derived(self) -> None:
-        """Tree, head and mark. A sync that failed is never tried again by this handle (rule 11)."""
+    def sync_derived(self, *, of_all: bool = False) -> None:
+        """Tree, head and mark; ``of_all``: also what writers left that died (before something is built on it under the
+        lock). A sync that failed is never tried again by this handle (rule 11)."""
         try:
-            self._store.flush()
-            self._keys.sync()
+            if of_all:
+                self._store.flush_all()
+                self._keys.sync_all()
+            else:
+                self._store.flush()
+                self._keys.sync()
         except OSError:
             self._store.broken = True
             raise
@@ -457,7 +462,7 @@ class Writer:
             if self._signer is not None and self._fatal is None and not self._store.broken:
                 with contextlib.suppress(AuditError, OSError):
                     with self._store.exclusive(LOCK_WAIT_S):
-                        self._sync_derived()
+                        self.sync_derived()
                         holder = self._store.lock.last_holder()
                         if holder is not None and (holder.pid, holder.boot) == (os.getpid(), self._boot):
                             self._store.note_holder(self._boot, clean=True, durable=False)  # others still write, else

@@ -13,6 +13,7 @@ File names: ``audit_<UTC day>_<first>-<end>.jsonl.zst`` and the same with ``.jso
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -69,15 +70,14 @@ def archive(
 
     ``StoreError`` if a copy does not hold: then nothing was removed.
     """
-    if not folder.exists():
-        folder.mkdir(mode=0o700, parents=True)
+    _make_folder(folder, disk)
     before = _events_in(store, store.segments())
-    finished = _finish_earlier(writer, view, store, folder)
+    finished = _finish_earlier(writer, view, store, folder, disk)
     chosen, held_back = _choose(writer, store, older_than_us)
     parts = [_copy(view, store, segment, end, folder, disk) for segment, end in chosen]
     if parts:
         _keep_key_lines(store, chosen, disk)
-        writer.exclusively(lambda append: append([_record(writer, view, parts)]))
+        writer.exclusively(lambda append: _put_on_record(writer, append, _record(writer, view, parts)))
         # from here the record says that they left: what follows is finished by the next call if we die
         for (segment, _), part in zip(chosen, parts, strict=True):
             _drop(writer, store, segment, part, folder)
@@ -86,6 +86,16 @@ def archive(
         "archived": max(0, before - remaining), "remaining": remaining,
         "held_back": held_back, "files": [p.name for p in [*finished, *parts]], "path": str(folder),
     }  # fmt: skip
+
+
+def _make_folder(folder: Path, disk: Disk) -> None:
+    """Its name, and those above it that were made, are durable before anything is said to be in it."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in made[::-1]:
+        disk.mkdir(path, 0o700, like=path.parent)
+    for path in {folder, *made}:
+        with contextlib.suppress(PermissionError):  # a folder above that this user may not read was not made by him
+            disk.sync_folder(path.parent)
 
 
 def _choose(writer: Writer, store: Store, older_than_us: int) -> tuple[list[tuple[Segment, int]], int]:
@@ -188,6 +198,12 @@ def _record(writer: Writer, view: LogView, parts: list[Part]) -> Any:
                                                             "parts": [*earlier, *now]})  # fmt: skip
 
 
+def _put_on_record(writer: Writer, append: Any, record: Any) -> None:
+    """Signed, and the signature synced: a record whose head a power loss took would be unsigned when found, and say nothing."""
+    append([record])
+    writer.sync_derived(of_all=True)
+
+
 def _drop(writer: Writer, store: Store, segment: Segment, part: Part, folder: Path) -> None:
     """Only what was read back from the file, and only while it is still the same here."""
     lines = read_archive(folder / part.name)[1]
@@ -196,14 +212,21 @@ def _drop(writer: Writer, store: Store, segment: Segment, part: Part, folder: Pa
     writer.exclusively(lambda _append: store.drop(segment))
 
 
-def _finish_earlier(writer: Writer, view: LogView, store: Store, folder: Path) -> list[Part]:
+def _finish_earlier(writer: Writer, view: LogView, store: Store, folder: Path, disk: Disk) -> list[Part]:
     """Segments that are on record as archived and still here: a call that died after step 4."""
-    size = writer.exclusively(lambda _append: writer.state.size)
+
+    def size_signed_durably(_append: object) -> int:
+        writer.sync_derived(of_all=True)  # the call that died may have gone before the signature of its record was synced
+        return writer.state.size
+
+    size = writer.exclusively(size_signed_durably)
     parts = {p[0]: Part(*p) for p in view.history(size).archived}
     done = []
     for segment in store.segments()[:-1]:
         part = parts.get(segment.start)
-        if part is not None and (folder / part.name).exists():
+        if part is not None:
+            if not (folder / part.name).exists():  # that call had another folder, or a power loss took the file's name
+                _copy(view, store, segment, part.end, folder, disk)
             _drop(writer, store, segment, part, folder)
             done.append(part)
     return done

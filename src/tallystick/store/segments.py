@@ -294,6 +294,19 @@ class SegmentStore:
         if dirty:
             self._guard(lambda: self._disk.sync_folder(self.folder / "tree"))
 
+    def flush_all(self) -> None:
+        """Sync tree and head whoever wrote them: another process may have died before it could."""
+        self._dirty.clear()
+        paths = [self.folder / "checkpoint", *sorted((self.folder / "tree").iterdir())]
+        for path in paths:
+            if path.exists():
+                fd = self._disk.open(path, os.O_RDWR)
+                try:
+                    self._sync(fd)
+                finally:
+                    close_quietly(fd)
+        self._guard(lambda: self._disk.sync_folder(self.folder / "tree"))
+
     def drop(self, segment: Segment) -> None:
         """Remove a segment for good. If we die before the folder is synced it may come back: the caller drops it again."""
         if segment.start == self._start:
