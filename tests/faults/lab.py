@@ -88,7 +88,7 @@ class Lab:
 
     def restore(self, *names: str) -> None:
         """Put back everything (or only what is named) as it was saved."""
-        for path in (self.folder, self.keys, self.base / "state", self.base / "archive"):
+        for path in (self.folder, self.keys, *(self.base / n for n in ("state", "archive", "deep"))):
             if not names or path.name in names:
                 shutil.rmtree(path, ignore_errors=True)
                 if (self._saved / path.name).exists():

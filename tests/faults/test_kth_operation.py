@@ -135,7 +135,7 @@ def test_recovery(lab: Lab, boot: str | None, segment_bytes: int | None) -> None
 
 def test_a_second_failure_during_the_repair_of_the_first(lab: Lab) -> None:
     lab.save()
-    for first in range(1, 40, 3):
+    for first in range(2, 40, 7):
         for disk in tries(ways=("died before", "died after")):
             lab.restore()
             early = FaultDisk(first, "died after")
