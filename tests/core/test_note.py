@@ -217,7 +217,7 @@ def test_a_signer_key_goes_and_comes_back_and_never_shows_its_secret():
     again = SignerKey.parse(text)
     assert again.verifier == ANA.verifier
     assert again.sign(b"x") == ANA.sign(b"x")
-    secret = text.rpartition("+")[2]
+    secret = text.split("+", 4)[4]
     for shown in (repr(ANA), str(ANA), f"{ANA}", repr([ANA])):
         assert secret[:8] not in shown
         assert shown.strip("[]") == f"<SignerKey ana.example/log+{ANA.verifier.key_id:08x}>"
