@@ -301,6 +301,8 @@ def _read_frame(path: Path, offset: int) -> tuple[str, str, bytes, bytes]:
         event_id, sealed = rest[1 : 1 + rest[0]].decode("ascii"), rest[1 + rest[0] :]
     except (UnicodeDecodeError, IndexError) as e:
         raise Malformed(f"payloads/{path.name} at {offset}: the frame has no name") from e
+    if len(sealed) < 28:  # nonce and tag
+        raise Malformed(f"payloads/{path.name} at {offset}: the frame has no content")
     return event_id, name, sealed[:12], sealed[12:]
 
 
@@ -319,7 +321,9 @@ def _walk(path: Path, start: int = 0, *, checked: bool = True) -> Iterator[Frame
             if checked and zlib.crc32(view[at : end - 4]).to_bytes(4, "big") != view[end - 4 : end]:
                 return
             n = view[at + 8]
-            e = view[at + 9 + n]
+            e = view[at + 9 + n] if at + 9 + n < end else end
+            if at + 10 + n + e > end - 4:
+                return  # the names do not fit: written by nobody of ours
             try:
                 name = view[at + 9 : at + 9 + n].decode("ascii")
                 event_id = view[at + 10 + n : at + 10 + n + e].decode("ascii")

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import traceback
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -410,3 +411,64 @@ def test_a_memory_with_impossible_values(case: Case, field: str, value: Any) -> 
 
 def test_no_memory_at_all(case: Case) -> None:
     assert verify_log(case.folder, memory=Memory(None)).exit_code == 3
+
+
+# -- payloads ----------------------------------------------------------------------------------------------------------
+
+
+def _frame(body: bytes, length: int | None = None) -> bytes:
+    data = b"TPL1" + (len(body) if length is None else length).to_bytes(4, "big") + body
+    return data + zlib.crc32(data).to_bytes(4, "big")
+
+
+FRAMES = {
+    "a name longer than the frame": _frame(b"\xff" + bytes(60)),
+    "an id longer than the frame": _frame(b"\x01a\xff" + bytes(60)),
+    "a name that is not ASCII": _frame(b"\x02\xff\xff\x01a" + bytes(60)),
+    "shorter than a nonce": _frame(b"\x01a\x01b" + bytes(44)),
+    "4 GB": _frame(b"x" * 60, 2**32 - 1),
+    "no frame": b"x" * 5000,
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("name", sorted(FRAMES))
+@pytest.mark.parametrize("where", ["instead", "before", "after", "another part"])
+def test_hostile_payload_frames(case: Case, name: str, where: str) -> None:
+    file = next(f for f in case.files() if f.startswith("payloads/"))
+    data = case.read(file)
+    if where == "another part":
+        (case.folder / file.replace(".seg", ".1.seg")).write_bytes(FRAMES[name])
+    else:
+        case.put(file, {"instead": FRAMES[name], "before": FRAMES[name] + data, "after": data + FRAMES[name]}[where])
+    said = judge_log(case)
+    if where in ("instead", "before") and not (where == "before" and name in ("nothing",)):
+        assert said["exit_code"] in (0, 6)
+        assert said["exit_code"] == 6 or where == "before", said  # a whole frame before the others hides none of them
+    else:
+        assert said["exit_code"] == 0, said
+
+
+@pytest.mark.parametrize("left", range(31))
+def test_a_frame_with_the_right_names_and_hardly_any_content(case: Case, left: int) -> None:
+    """The newest frame of a name counts: this one, which nobody can open."""
+    file = next(f for f in case.files() if f.startswith("payloads/"))
+    line = next(x for x in case.lines() if b'"payloads":' in x.data)
+    fields = ent.decode(line.data)
+    name, event_id = next(iter(fields.payloads)).encode(), fields.event_id.encode()
+    body = bytes([len(name)]) + name + bytes([len(event_id)]) + event_id + bytes(left)
+    case.put(file, case.read(file) + _frame(body))
+    said = judge_log(case)
+    if len(body) >= 48:
+        assert [(i["issue"], i["index"]) for i in said["issues"]] == [("checksum_mismatch", line.index)]
+    assert said["exit_code"] == (6 if len(body) >= 48 else 0)
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 63, bytes(64 * 100), b"TSL1" * 1600])
+def test_hostile_key_slots(case: Case, data: bytes) -> None:
+    """Content that cannot be opened any more, without a record of that, is missing."""
+    (slots,) = case.keys.glob("payload-*.slots")
+    slots.write_bytes(data)
+    said = judge_log(case)
+    assert said["exit_code"] == 6
+    assert {i["issue"] for i in said["issues"]} == {"missing"}

@@ -462,3 +462,29 @@ def test_three_breaks_in_one_segment(case: Case) -> None:
 
     case.change_lines(files[1], change)
     case.check(6, ("checksum_mismatch", start + 1), ("duplicate", start + 3), ("missing", start + 5))
+
+
+@pytest.mark.parametrize("kind", ["log.epoch_close", "log.purged", "log.archived", "log.recovered"])
+def test_lifecycle_lines_appended_by_hand_have_no_effect_for_ever(case: Case, kind: str) -> None:
+    """The next writer takes them in and names them; the key, the history and the verdict stay what they were."""
+    size, last = case.size, case.segments()[-1]
+    own = ent.decode(case.line(0).data)
+    forged = SignerKey.generate(own.log)
+    details = {
+        "log.epoch_close": {"next_key": forged.verifier.format()},
+        "log.purged": {"parts": [{"first": 0, "end": 10, "name": "x"}]},
+        "log.archived": {"parts": [{"first": 0, "end": 10, "name": "x"}]},
+        "log.recovered": {"first": 1, "end": 40},
+    }[kind]
+    fields = {n: getattr(own, n) for n in ent.FIELD_NAMES} | {"event_type": kind, "details": details}
+    case.put(last, case.read(last) + ent.encode(ent.Fields(**fields)) + b"\n")
+    case.check(3, ("missing", size))
+    for number in range(2):
+        with AuditLogger(case.folder, memory=case.memory) as log:
+            fill(log, 2, 1000 + number * 10)
+        verdict = case.check(0)
+        assert any("unsigned when found" in s.words and s.start <= size < s.end for s in verdict.spans)
+        assert not any("archived" in s.words for s in verdict.spans)
+    kept = case.segments()[0]
+    (case.folder / kept).unlink()  # what it said had left has not left
+    assert case.verify().exit_code == 6
