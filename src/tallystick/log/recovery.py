@@ -122,11 +122,15 @@ class Recovery:
                     if frontier.root() == root and self._older_roots_hold(head, mark, size):
                         return self._place(frontier, segments)
         start = self._last_sealed(segments) if unclean else segments[0]
-        with contextlib.suppress(StoreError):
-            return self._derive(start, segments, head, mark)
         if start != segments[0]:
+            with contextlib.suppress(StoreError):  # what the tree says below ``start`` does not hold: begin at the beginning
+                return self._derive(start, segments, head, mark)
+        try:
             return self._derive(segments[0], segments, head, mark)
-        raise StateUnknown("the tree of entries that left this folder cannot be read" + _WAY_ON)
+        except StateUnknown:
+            raise
+        except StoreError as e:
+            raise StateUnknown(f"the tree of entries that left this folder cannot be read ({e})" + _WAY_ON) from e
 
     def _older_roots_hold(self, head: Checkpoint | None, mark: Mark | None, size: int) -> bool:
         return all(root_at(self._store.hashes, s) == root for s, root in _signed(head, mark) if s < size)
