@@ -28,6 +28,7 @@ class BootClock(Clock):
     """The real clock, in another boot."""
 
     def __init__(self, boot: str) -> None:
+        assert " " not in boot
         self._boot = boot
 
     def boot_id(self) -> str:

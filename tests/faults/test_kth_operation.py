@@ -115,7 +115,7 @@ def unsigned(lab: Lab, torn: bytes, *, segment_bytes: int | None = None) -> list
     return acknowledged
 
 
-@pytest.mark.parametrize("boot", [None, "another boot"])
+@pytest.mark.parametrize("boot", [None, "another-boot"])
 @pytest.mark.parametrize("segment_bytes", [None, 10])
 def test_recovery(lab: Lab, boot: str | None, segment_bytes: int | None) -> None:
     """A torn tail and unsigned lines are found by a writer that fails or dies in the middle of the repair, which may have
