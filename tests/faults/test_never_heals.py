@@ -189,7 +189,7 @@ def test_the_folder_is_replaced_by_an_older_one(old: Lab, swap: Callable[[Lab], 
     swap(old)
     before = everything(old)
     for _ in range(2):
-        with pytest.raises(StateUnknown, match="replaced|older copy|are here"):
+        with pytest.raises(StateUnknown, match=r"replaced|older copy|are here"):
             log.log(**event(51))
     log.close()
     assert everything(old) == before

@@ -1,0 +1,3 @@
+from tests.faults.conftest import base, lab
+
+__all__ = ["base", "lab"]

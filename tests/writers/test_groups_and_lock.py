@@ -1,0 +1,233 @@
+"""Who waits together is synced together; who cannot get the lock is told by whom; no grant comes to one who went away."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tallystick.core.errors import LogBusy
+from tallystick.disk import DISK
+from tallystick.log import writer as writer_module
+from tallystick.store.lock import FolderLock
+
+from ..faults.disks import FaultDisk
+from ..faults.judge import event, judge
+from ..faults.lab import Lab
+
+WIDTH = 32
+
+
+class Gate(FaultDisk):
+    """Each data sync of lines waits until ``ready`` says that enough others stand in line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready: Callable[[], bool] = lambda: True
+        self.syncs = 0
+        self.moment = threading.Condition()
+
+    def sync_data(self, fd: int) -> None:
+        if "/segments/" in os.readlink(f"/proc/self/fd/{fd}"):
+            with self.moment:
+                assert self.moment.wait_for(self.ready, 60)
+            self.syncs += 1
+        super().sync_data(fd)
+
+
+def test_thirty_two_threads_are_few_groups(lab: Lab) -> None:
+    """While one group is being synced the others gather: the next sync is for all of them."""
+    disk, rounds = Gate(), 12
+    log = lab.open(disk)
+    acknowledged = [log.log(**event(0))]
+    groups, left = log._handle.writer.groups, [WIDTH]
+    disk.syncs = 0
+    # a sync returns when all that still have something to record wait: for it, or behind it
+    leading: list[int] = []
+    commit = groups._commit
+    groups._commit = lambda group: (leading.append(len(group)), commit(group))[1]  # type: ignore[assignment]
+    disk.ready = lambda: len(groups._pending) + leading[-1] >= left[0]
+
+    enqueue = groups._enqueue
+
+    def enqueued(request: object) -> bool:
+        first = enqueue(request)  # type: ignore[arg-type]
+        with disk.moment:
+            disk.moment.notify_all()
+        return first
+
+    groups._enqueue = enqueued  # type: ignore[method-assign, assignment]
+
+    def run() -> None:
+        for n in range(rounds):
+            acknowledged.append(log.log(**event(n)))
+        with disk.moment:
+            left[0] -= 1
+            disk.moment.notify_all()
+
+    running = [threading.Thread(target=run) for _ in range(WIDTH)]
+    for one in running:
+        one.start()
+    for one in running:
+        one.join(120)
+    log.close()
+    assert len(acknowledged) == WIDTH * rounds + 1
+    assert sum(leading) == WIDTH * rounds
+    assert disk.syncs == len(leading)
+    assert WIDTH * rounds / disk.syncs >= 20, leading
+    judge(lab.folder, lab.memory, acknowledged)
+
+
+def test_a_single_writer_waits_for_nobody(lab: Lab) -> None:
+    disk = Gate()
+    log = lab.open(disk)
+    log.log(**event(0))
+    disk.syncs = 0
+    for n in range(5):
+        log.log(**event(n))
+        assert log._handle.writer.groups._expected == 1
+    assert disk.syncs == 5
+    log.close()
+
+
+def test_a_group_fails_as_a_whole_and_each_caller_learns_of_it(lab: Lab) -> None:
+    log = lab.open()
+    log.log(**event(0))
+    writer, errors = log._handle.writer, []
+    writer.busy.acquire()
+
+    def run() -> None:
+        try:
+            log.log(**event(1))
+        except OSError as e:
+            errors.append(e)
+        except Exception as e:
+            errors.append(e)
+
+    running = [threading.Thread(target=run) for _ in range(8)]
+    log._handle.store._disk = FaultDisk(1)
+    for one in running:
+        one.start()
+    while len(writer.groups._pending) < 7:
+        pass
+    writer.busy.release()
+    for one in running:
+        one.join(30)
+    gaps = 8 - len(errors)
+    assert len(errors) in (1, 7, 8)  # the first alone, the rest together, or all at once
+    acknowledged = [log.log(**event(2))]
+    log.close()
+    found = judge(lab.folder, lab.memory, acknowledged)
+    assert sum(g.details["count"] for g in found.of_type("log.gap")) == len(errors)
+    assert len([s for s in found.lines if s.fields.details.get("n") == 1]) == gaps
+
+
+def test_the_busy_log_names_who_holds_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "LOCK_WAIT_S", 0.05)
+    holder, log = lab.open(), lab.open()
+    acknowledged = [holder.log(**event(0)), log.log(**event(1))]
+    with holder._handle.store.exclusive(1):
+        for _ in range(3):
+            with pytest.raises(LogBusy, match=f"process {os.getpid()} has held the lock"):
+                log.log(**event(2))
+    acknowledged.append(log.log(**event(3)))
+    holder.close()
+    log.close()
+    found = judge(lab.folder, lab.memory, acknowledged)
+    assert [s.fields.details["n"] for s in found.lines if s.fields.actor == "ana"] == [0, 1, 3, 999]
+
+
+def _lock(base: Path) -> FolderLock:
+    (base / "turnstile").mkdir(exist_ok=True)
+    return FolderLock(base / "lock", base / "turnstile", DISK)
+
+
+def test_a_late_grant_is_not_taken_for_the_next_try(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait was given up; its thread is granted the lock all the same, and before it lets go the same handle tries again.
+    What the thread then releases must not be what this try holds."""
+    mine, theirs = _lock(base), _lock(base)
+    real, main = fcntl.flock, threading.current_thread()
+    granted, go, threads = threading.Event(), threading.Event(), []
+
+    def flock(fd: int, operation: int) -> None:
+        real(fd, operation)
+        if threading.current_thread() is not main and os.path.samestat(os.fstat(fd), (base / "lock").stat()):
+            threads.append(threading.current_thread())
+            granted.set()
+            assert go.wait(30)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with theirs.held(1):
+        with pytest.raises(LogBusy), mine.held(0.05):
+            pass
+    assert granted.wait(30)
+    if not _taken(mine):
+        go.set()  # the new try is on another descriptor: it gets the lock when the thread has let go
+    with mine.held(30):
+        go.set()
+        threads[0].join(1)
+        probe = os.open(base / "lock", os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            real(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(probe)
+    with _lock(base).held(30):
+        pass
+
+
+def _taken(lock: FolderLock) -> bool:
+    """Whether a try on the descriptor that this handle has now would succeed though nobody let go."""
+    return lock.fd is not None
+
+
+def test_an_interrupted_wait_leaves_nobody_with_the_lock(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, theirs, third = _lock(base), _lock(base), _lock(base)
+
+    def interrupted(self: threading.Event, timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    with theirs.held(1):
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Event, "wait", interrupted)
+            with pytest.raises(KeyboardInterrupt), mine.held(30):
+                pass
+    with third.held(30):
+        pass
+    with mine.held(30):
+        pass
+    mine.close()
+    with third.held(30):
+        pass
+
+
+def test_who_comes_back_queues_behind_who_waits(base: Path) -> None:
+    busy, patient = _lock(base), _lock(base)
+    order: list[str] = []
+
+    def wait() -> None:
+        with patient.held(30):
+            order.append("the one who waited")
+
+    with busy.held(30):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        probe = os.open(base / "turnstile", os.O_RDONLY)
+        while _free(probe):  # until he stands in the turnstile
+            pass
+        os.close(probe)
+    with busy.held(30):
+        order.append("the one who came back")
+    waiting.join()
+    assert order == ["the one who waited", "the one who came back"]
+
+
+def _free(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return True
