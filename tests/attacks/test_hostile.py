@@ -192,6 +192,17 @@ def test_heads_of_any_size(case: Case, size: int, signed: bool) -> None:
         assert any(i["issue"] == "missing" and i["end"] == size for i in said["issues"])
 
 
+@pytest.mark.parametrize("beyond", [10**6, 10**15, 2**62])
+def test_a_gap_as_large_as_one_likes(case: Case, beyond: int) -> None:
+    """A head of any size over a segment named as if it began far on: said in a range, not built in memory."""
+    last = _last(case)
+    (case.folder / last).rename(case.folder / f"segments/{beyond:020d}.jsonl")
+    case.put("checkpoint", _head(case, 2**63 - 1, KeyFolder(case.keys).epoch_key(0)))
+    said = judge_log(case)
+    assert said["exit_code"] == 6
+    assert (int(Path(last).stem), beyond) in {(i.get("index"), i.get("end")) for i in said["issues"]}
+
+
 NOTES: dict[str, Callable[[bytes], bytes]] = {
     "10 MB": lambda note: note + b"x" * 10_000_000,
     "10,000 signatures": lambda note: note + note.split(b"\n\n")[1] * 10_000,

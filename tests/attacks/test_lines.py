@@ -439,6 +439,31 @@ def test_keys_memory_and_log_in_the_hands_of_the_attacker(case: Case) -> None:
     case.check(0, vkey=vkey)
 
 
+def _rewritten_without_a_key(case: Case) -> None:
+    """All lines anew under an epoch key of the attacker's, which his entry 0 names; ``log.vkey`` is the true one."""
+    first = ent.decode(case.line(0).data)
+    key = SignerKey.generate(first.log)
+    fields = {n: getattr(first, n) for n in ent.FIELD_NAMES}
+    fields["details"] = {**first.details, "epoch_key": key.verifier.format()}
+    case.replace_line(0, ent.encode(ent.Fields(**fields)))
+    case.replace_line(MIDDLE, _edited(case.line(MIDDLE).data))
+    (case.keys / "epoch-0.key").write_text(key.format() + "\n")
+    case.resign(mark=True)
+    (case.folder / "index.db").unlink()
+
+
+def test_everything_rewritten_under_another_epoch_key(case: Case) -> None:
+    """The genesis checkpoint, signed by the key that is pinned, names entry 0 and so the key of epoch 0."""
+    vkey = case.read("log.vkey").split(b"\n")[0].decode()
+    _rewritten_without_a_key(case)
+    case.check(6, ("replaced", 0), vkey=vkey)
+    case.check(6, ("replaced", 0))
+    nobody = Memory(case.folder.with_name("nobody"))
+    assert verify_log(case.folder, memory=nobody).exit_code == 6
+    assert trust(case.folder, nobody, vkey).exit_code == 6
+    assert nobody.all() == {}
+
+
 def test_three_breaks_at_once(case: Case) -> None:
     """One edited, one deleted, one there twice, in three segments, and an unsigned tail: all named."""
     size = case.size

@@ -138,6 +138,26 @@ def test_the_index_answers_as_a_slow_look_does(
     assert [e.index for e in found] == expected
 
 
+def test_every_field_with_every_operator(everything: list[AuditEntry]) -> None:
+    """Without luck: each combination with values that occur and values that do not."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for statement in SCHEMA:
+            connection.execute(statement)
+        add(connection, [row_of(e.index, e, 0, 0, 0) for e in everything])
+        every = [f for f in FIELDS if f not in ("details", "payloads")]
+        for field in [*every, "details.amount", "details.deep.a.b", "details.dot.ted", "details.none", "details.list"]:
+            base = None if field.startswith("details.") else getattr(everything[20], field)
+            for value in (None, True, 0, 1, 20, 20.5, "", "20", "ana", "log.created", base):
+                asked: list[Any] = [value, [value], [value, "x"], {"in": [value]},
+                                    *({op: value} for op in ("=", "!=", "<", "<=", ">", ">="))]  # fmt: skip
+                for wanted_value in asked:
+                    filters = {field: wanted_value}
+                    question = ask(filters)
+                    expected = slow(everything, filters, None, None)
+                    assert [e.index for e in everything if question.matches(e)] == expected, filters
+                    assert set(expected) <= {h.index for h in search(connection, question, 0, len(everything))}, filters
+
+
 def test_paging_finds_each_once(log: AuditLogger) -> None:
     whole = [e.index for e in log.entries({"actor_type": "agent"})]
     for newest in (False, True):
