@@ -398,7 +398,9 @@ def open_or_create(
     """Make the log where neither it nor a memory of it is; otherwise do nothing, or say what is missing."""
     if is_log(folder):
         return
-    known = memory.get(folder)
+    known, others = memory.get(folder), folder.exists() and any(folder.iterdir())
+    if is_log(folder):
+        return  # somebody made it while we looked: what we saw of it then is no sign of anything else
     if known is not None:
         when = format_time(known.seen_us)[:16].replace("T", " ")
         raise LogMissing(
@@ -407,7 +409,7 @@ def open_or_create(
         )
     if not create:
         raise LogMissing(f"there is no log at {folder}, and none was to be made; tally init {folder} makes one")
-    if folder.exists() and any(folder.iterdir()):
+    if others:
         raise StoreError(f"{folder} is a folder with other things in it; name an empty or a new one")
     make_log(folder, memory, retention_days=365 if retention_days is None else retention_days, origin=origin)
 
