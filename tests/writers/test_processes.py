@@ -16,7 +16,8 @@ import pytest
 
 from tallystick import AuditLogger
 from tallystick.core.errors import StoreError
-from tallystick.memory import Memory
+from tallystick.logger import is_log
+from tallystick.memory import Known, Memory
 
 from ..faults.judge import all_lines, event, judge, judge_as_it_is
 from ..faults.lab import Lab
@@ -185,3 +186,21 @@ def test_eight_processes_make_one_log(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(set(ids)) == 8
     judge(folder, Memory(tmp_path / "state"), ids)
     assert sorted(p.name for p in folder.parent.iterdir()) == ["audit_log", "audit_log.keys"]
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_a_log_that_is_made_while_we_look_is_there(base: Path, remembered: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Between the look for the log and the look into the memory another process makes and remembers it."""
+    lab = Lab(base)
+
+    class Late(Memory):
+        def get(self, log: Path) -> Known | None:
+            if not is_log(lab.folder):
+                lab.make()
+            return super().get(log) if remembered else None
+
+    late = Late(base / "state")
+    with AuditLogger(lab.folder, memory=late) as log:
+        ids = [log.log(**event(0))]
+    judge(lab.folder, lab.memory, ids)
+    assert capsys.readouterr().err.count("made a new log") == 1
