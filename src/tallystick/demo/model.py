@@ -7,6 +7,7 @@ and runs ``model_server.mjs`` on a free loopback port for as long as the ``with`
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import select
@@ -42,6 +43,7 @@ __all__ = [
 LOOPBACK = "127.0.0.1:11434"
 MODEL_NAME = "smollm2:135m"
 LOOK_SECONDS = 3.0
+STOP_SECONDS = 5.0
 READY_SECONDS = 180.0  # two seconds on a quiet machine
 _READY = re.compile(rb"^ready (http://127\.0\.0\.1:[0-9]+)$", re.MULTILINE)
 
@@ -55,12 +57,16 @@ class Server(NamedTuple):
     description: str
 
 
+def check_client() -> None:
+    """``DemoError`` where the ``ollama`` client is not installed."""
+    if importlib.util.find_spec("ollama") is None:
+        raise DemoError("the demo needs the ollama client: pip install 'tallystick[demo]'")
+
+
 def client_for(host: str, seconds: float) -> Client:
-    """The real ``ollama`` client. A proxy from the environment must not see what goes to loopback."""
-    try:
-        from ollama import Client
-    except ImportError as e:
-        raise DemoError("the demo needs the ollama client: pip install 'tallystick[demo]'") from e
+    """The real ``ollama`` client, to be closed. A proxy from the environment must not see what goes to loopback."""
+    from ollama import Client
+
     options: dict[str, Any] = {"timeout": seconds}
     if is_loopback(host):
         options["trust_env"] = False
@@ -85,13 +91,13 @@ def find_server(host: str | None = None) -> Server | None:
 
 
 def _usable_model(host: str) -> tuple[str, str] | None:
+    check_client()
     from httpx import HTTPError, InvalidURL
-
-    client = client_for(host, LOOK_SECONDS)
     from ollama import ResponseError
 
     try:
-        listed = client.list().models
+        with client_for(host, LOOK_SECONDS) as client:
+            listed = client.list().models
     except (OSError, HTTPError, InvalidURL, ResponseError, ValueError):
         return None  # nobody is there, or nobody who speaks Ollama
     for found in listed:
@@ -169,11 +175,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout is not None
     process.stdin.close()  # the server ends with its standard input
     try:
-        process.wait(timeout=5)
+        process.wait(timeout=STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.terminate()
         try:
-            process.wait(timeout=5)
+            process.wait(timeout=STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

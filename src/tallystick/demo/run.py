@@ -39,6 +39,7 @@ INBOX = Path(__file__).with_name("inbox")
 def run_demo(folder: Path, *, yes: bool, host: str | None, console: Console) -> int:
     """Tell the story in ``folder``. 0 if all came out as it should; 2 if it could not begin; else what verify said."""
     story = Story(folder, console)
+    check_folder(story)
     story.heading("1  The model")
     with _server(story, yes=yes, host=host) as server:
         if server is None:
@@ -169,29 +170,34 @@ def _agreed(story: Story, plan: InstallPlan, *, yes: bool) -> bool:
 # -- 2: the automation -------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def open_demo_log(story: Story) -> Iterator[AuditLogger]:
-    """The log of this folder: a new one, or the one of an earlier demo. Never anybody else's."""
-    from ..logger import AuditLogger, is_log, open_or_create, read_genesis
+def check_folder(story: Story) -> None:
+    """``DemoError`` unless the folder is new, empty, or an earlier demo's: nobody else's log is touched."""
+    from ..logger import is_log, read_genesis
 
-    folder, memory = story.folder, default_memory(os.environ)
-    folder.mkdir(parents=True, exist_ok=True)
-    known = memory.get(story.log)
     if is_log(story.log):
         origin = read_genesis(story.log).origin
         if not origin.startswith(f"{ORIGIN}/"):
             raise DemoError(f"{story.log} is the log {origin}, not a demo's; name another folder: tally demo DIR")
-    elif known is not None and known.origin.startswith(f"{ORIGIN}/"):
-        story.say(f"An earlier demo's log of {plural(known.size, 'entry', 'entries')} stood here and is gone. For any other log "
+    elif default_memory(os.environ).get(story.log) is None and story.folder.is_dir() and any(story.folder.iterdir()):
+        raise DemoError(f"{story.folder} has other things in it; name an empty or a new folder: tally demo DIR")
+
+
+@contextmanager
+def open_demo_log(story: Story) -> Iterator[AuditLogger]:
+    """The log of this folder: a new one, or the one of an earlier demo."""
+    from ..logger import AuditLogger, is_log, open_or_create
+
+    memory = default_memory(os.environ)
+    story.folder.mkdir(parents=True, exist_ok=True)
+    is_new, known = not is_log(story.log), memory.get(story.log)
+    if is_new and known is not None and known.origin.startswith(f"{ORIGIN}/"):
+        story.say("An earlier demo's log stood here and is gone. For any other log "
                   "that would be an alarm; the demo forgets it (tally trust --forget) and begins anew.")  # fmt: skip
         memory.forget(story.log)
-        shutil.rmtree(story.keys, ignore_errors=True)
-        shutil.rmtree(story.kept, ignore_errors=True)
-    elif known is None and any(folder.iterdir()):
-        raise DemoError(f"{folder} has other things in it; name an empty or a new folder: tally demo DIR")
-    is_new = not is_log(story.log)
+        for folder in (story.keys, story.kept):
+            shutil.rmtree(folder, ignore_errors=True)
     open_or_create(story.log, memory, create=True, retention_days=365, origin=f"{ORIGIN}/{os.urandom(6).hex()}")
-    _fill_inbox(folder / "inbox")
+    _fill_inbox(story.folder / "inbox")
     with AuditLogger(story.log, create=False, memory=memory) as log:
         count = sum(1 for _ in log.entries())
         goes_on = f"This run goes on with the log that is here, of {plural(count, 'event')}: {story.log}"
@@ -207,14 +213,13 @@ def _fill_inbox(inbox: Path) -> None:
 
 
 def _triage(story: Story, log: AuditLogger, server: Server) -> list[Result]:
-    triage = Triage(log, server, story.folder)
-    mails = list_inbox(triage.inbox)
+    mails = list_inbox(story.folder / "inbox")
     story.say(
         f"It reads {plural(len(mails), 'mail')} and invoices of ACME Handels GmbH (inbox/), asks the model what each one is, and "
         "files it (out/). Every step is on record before the next: who, which model, what it answered, what was done with it.\n"
     )
     results: list[Result] = []
-    with _waiting(story) as wait:
+    with Triage(log, server, story.folder) as triage, _waiting(story) as wait:
         wait(mails, 0)
         for result in triage.run():
             results.append(result)
@@ -245,8 +250,8 @@ def _show_results(story: Story, results: list[Result]) -> None:
     used = sum(r.status == "used" for r in results)
     story.say(
         f"\n{used} of {len(results)} answers were used; {plural(people, 'mail waits', 'mails wait')} for a person (out/human). "
-        "Each decision was parsed from the answer as the log gives it back. What cannot be parsed, contradicts itself, is unsure or is "
-        f"over {LIMIT_EUR:,} EUR goes to a person, with the reason on record. The log cannot know whether an answer is right; "
+        "Each decision was parsed from the answer as the log gives it back. What cannot be parsed, contradicts itself, is unsure or "
+        f"is over {LIMIT_EUR:,} EUR goes to a person, with the reason on record. The log cannot know whether an answer is right; "
         "it knows what was answered and what was done with it."
     )
     fooled = next((r for r in results if r.case == INJECTION and r.said == "invoice"), None)

@@ -40,7 +40,10 @@ PROMPT_CHARS_MAX = 1_200
 ANSWER_TOKENS_MAX = 160
 CALL_SECONDS = 180.0
 OPTIONS = {"temperature": 0, "seed": 1, "num_predict": ANSWER_TOKENS_MAX}
-_FIGURE = re.compile(r"(?<![\d.,])\d{1,3}(?:[.,' ]?\d{3})*[.,]\d{2}(?![\d.,]*\d)")
+_FIGURE = re.compile(
+    r"(?<![\d.,])(?!(?:0?[1-9]|[12]\d|3[01])\.(?:0[1-9]|1[0-2])\.)"  # not a day such as 20.11.
+    r"\d{1,3}(?:[.,' ]?\d{3})*[.,]\d{2}(?![\d.,]*\d)"
+)
 _LEDGER = ("case", "amount_eur", "answer")
 
 
@@ -77,7 +80,10 @@ class Result(NamedTuple):
 
 
 class Triage:
-    """One run over an inbox. ``log`` records, ``server`` answers, ``folder`` has ``inbox/`` and gets ``out/``."""
+    """One run over an inbox. ``log`` records, ``server`` answers, ``folder`` has ``inbox/`` and gets ``out/``.
+
+    A context manager: at its end the connection to the server is closed.
+    """
 
     def __init__(self, log: AuditLogger, server: Server, folder: Path) -> None:
         self.log = log
@@ -85,6 +91,12 @@ class Triage:
         self.client = client_for(server.host, CALL_SECONDS)
         self.inbox, self.out = folder / "inbox", folder / "out"
         self.session = f"run-{len(log.query({'actor': ACTOR, 'action': 'choose model'}, limit=None)) + 1}"
+
+    def __enter__(self) -> Triage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()  # type: ignore[no-untyped-call]  # theirs
 
     def run(self) -> Iterator[Result]:
         """One result per mail, as they are done."""
@@ -247,7 +259,7 @@ def parse_decision(answer: str, amounts: list[float | None]) -> Decision:
     """``Rejected`` unless the answer is JSON with the four fields that were asked for, each with an allowed value."""
     try:
         found = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Rejected("the answer is not JSON", "failed_validation") from None
     if not isinstance(found, dict) or set(found) != set(Decision._fields):
         raise Rejected("the answer has not the four fields that were asked for", "failed_validation")
