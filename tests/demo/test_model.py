@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -138,9 +137,3 @@ def test_a_server_that_is_never_ready(started, spawned, monkeypatch):
     with pytest.raises(DemoError, match="not ready in"), started("import time; time.sleep(60)", seconds=0.5):
         pass
     assert spawned[0].returncode == -15
-
-
-def test_our_server_ends_when_its_starter_is_killed():
-    """It reads its standard input; the end of it is the end of the server."""
-    source = Path(model.__file__).with_name("model_server.mjs").read_text()
-    assert 'process.stdin.on("end"' in source and '"127.0.0.1"' in source

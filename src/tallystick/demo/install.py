@@ -286,9 +286,10 @@ def _pip_of_our_own(cache: Path) -> Path:
 
 def _run(command: Sequence[str], tool: str, *, remedy: str, cwd: Path | None = None) -> None:
     """Run one download. ``DemoError`` carries the tool's own last words."""
+    environ = os.environ | {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}  # neither goes with --target
     try:
         done = subprocess.run(
-            command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            command, cwd=cwd, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
     except OSError as e:
         raise DemoError(f"{tool} cannot be started: {e}") from e
