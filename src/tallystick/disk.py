@@ -9,6 +9,7 @@ Errors: ``OSError`` as the system raised it. What it means is decided where the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
@@ -141,3 +142,8 @@ def close_quietly(fd: int | None) -> None:
     if fd is not None:
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+def is_full(error: OSError) -> bool:
+    """True where the device, or this user's share of it, has no space left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)

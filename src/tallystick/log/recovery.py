@@ -248,8 +248,8 @@ class Recovery:
         segments = self._segments()
         last, signed = segments[-1], state.size
         state, lines = self._sealed_tail(state, segments)
-        self._store.attach(last, state.offset)  # type: ignore[attr-defined]
-        rest = self._store.tail(last, state.offset)  # type: ignore[attr-defined]
+        self._store.attach(last, state.offset)
+        rest = self._store.tail(last, state.offset)
         cut = self._unnamed_cuts(signed)
         if not rest and not cut and not lines:
             return state
@@ -279,7 +279,7 @@ class Recovery:
         for segment, following in zip(segments, segments[1:], strict=False):
             if segment.start < state.segment.start:
                 continue
-            rest = self._store.tail(segment, state.offset)  # type: ignore[attr-defined]
+            rest = self._store.tail(segment, state.offset)
             lines, kept = self._complete_lines(rest)
             if kept < len(rest) or state.size + len(lines) > following.start:
                 raise StateUnknown(f"segments/{segment.name}: bytes after its last line, but it was sealed" + _WAY_ON)

@@ -33,9 +33,9 @@ from ..core.merkle import leaf_hash
 from ..core.note import SignerKey
 from ..core.query import ask
 from ..core.times import SECOND_US, format_time, utc_day
-from ..disk import remote_file_system
+from ..disk import is_full, remote_file_system
 from ..keys import KeyFolder
-from ..store.segments import SegmentStore, is_full  # the writer's own needs beyond the contract: attach, tail, lock
+from ..store import Store
 from ..vault import Place, Vault
 from .groups import GroupCommit, Request
 from .recovery import Recovery, State, put_leaves
@@ -72,7 +72,7 @@ class Writer:
     """Appends to one log from one process. Safe for threads; ``fork`` is handled by ``forks``."""
 
     def __init__(
-        self, store: SegmentStore, view: LogView, keys: KeyFolder, vault: Vault, clock: Clock, *,
+        self, store: Store, view: LogView, keys: KeyFolder, vault: Vault, clock: Clock, *,
         segment_bytes: int, config: Callable[[], bytes],
     ) -> None:  # fmt: skip
         self._store, self._view, self._keys, self._vault, self._clock = store, view, keys, vault, clock
@@ -166,7 +166,7 @@ class Writer:
             self._begin()
         elif self._store.moved():
             raise self._die(StateUnknown(f"{self._store.folder} was replaced while this process was writing to it"))
-        holder = self._store.lock.last_holder()
+        holder = self._store.last_holder()
         if not first and holder is not None and holder.boot != self._boot:
             raise self._die(StateUnknown(f"two machines write to {self._store.folder}: boot {holder.boot} and this one"))
         fresh = state is not None and self._store.head() == state.note and self._store.end() == (
@@ -463,7 +463,7 @@ class Writer:
                 with contextlib.suppress(AuditError, OSError):
                     with self._store.exclusive(LOCK_WAIT_S):
                         self.sync_derived()
-                        holder = self._store.lock.last_holder()
+                        holder = self._store.last_holder()
                         if holder is not None and (holder.pid, holder.boot) == (os.getpid(), self._boot):
                             self._store.note_holder(self._boot, clean=True, durable=False)  # others still write, else
                         self._store.make_reserve()
@@ -478,7 +478,7 @@ class Writer:
 
     def after_fork(self) -> None:
         """In the child: descriptors and locks are the parent's; begin anew."""
-        self._store.lock.forget_thread()
+        self._store.forget_thread()
         self.drop()
         self._last_clock, self._gap = None, None
         self.busy = threading.Lock()

@@ -46,6 +46,14 @@ class Batch(NamedTuple):
     lines: list[bytes]
 
 
+class Holder(NamedTuple):
+    """Who held the lock last: process id, boot id, and whether it ended in an orderly way."""
+
+    pid: int
+    boot: str
+    clean: bool
+
+
 class Store(Protocol):
     """What every backend does. See the module's text for the guarantees."""
 
@@ -73,6 +81,39 @@ class Store(Protocol):
     def exclusive(self, wait_s: float) -> AbstractContextManager[None]:
         """The one writer."""
 
+    def last_holder(self) -> Holder | None:
+        """Who held it last, as it is written down; None if nobody did."""
+
+    def note_holder(self, boot: str, *, clean: bool, durable: bool) -> None:
+        """Write down who holds it now, ``clean`` at an orderly end."""
+
+    def forget_thread(self) -> None:
+        """After fork: whatever waits for the lock is the parent's."""
+
+    def moved(self) -> bool:
+        """True if what this handle has open is no longer what lies at its place."""
+
+    def end(self) -> tuple[int, int] | None:
+        """First index and size in bytes, now, of the growing segment that this handle writes; None before ``attach``."""
+
+    def continues(self, start: int) -> bool:
+        """True if a segment begins at ``start`` that this handle does not have open: somebody sealed the one it has."""
+
+    def attach(self, segment: Segment, offset: int) -> None:
+        """Go on writing ``segment`` at ``offset``."""
+
+    def detach(self) -> None:
+        """Forget where the end is."""
+
+    def tail(self, segment: Segment, offset: int) -> bytes:
+        """Everything after ``offset``: what recovery looks at."""
+
+    def make_reserve(self) -> None:
+        """Keep room for the entry that says that the disk was full."""
+
+    def release_reserve(self) -> bool:
+        """Give that room back; False if it was given up already."""
+
     def append(self, start: int, data: bytes) -> int:
         """Append whole lines (with newlines), the first having index ``start``; returns their offset."""
 
@@ -96,6 +137,9 @@ class Store(Protocol):
 
     def flush(self) -> None:
         """Make hashes and head durable."""
+
+    def flush_all(self) -> None:
+        """Like ``flush``, also for what other handles of this store wrote."""
 
     def drop(self, segment: Segment) -> None:
         """Remove the first segment."""

@@ -18,20 +18,12 @@ import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from ..core.errors import LogBusy
 from ..disk import Disk, close_quietly
+from . import Holder
 
 _BYTES = 120
-
-
-class Holder(NamedTuple):
-    """Who held the lock last: process id, boot id, and whether it ended in an orderly way."""
-
-    pid: int
-    boot: str
-    clean: bool
 
 
 class FolderLock:

@@ -6,7 +6,6 @@ Reads go straight to the files; everything that changes one goes through ``Disk`
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from ..core.errors import Malformed, StoreError
 from ..disk import DISK, Disk, close_quietly, file_mode, folder_mode
-from . import Batch, Segment
+from . import Batch, Holder, Segment
 from .lock import FolderLock
 
 _NAME = re.compile(r"([0-9]{20})\.jsonl", re.ASCII)
@@ -161,6 +160,14 @@ class SegmentStore:
         if durable:
             assert self.lock.fd is not None
             self._sync(self.lock.fd)
+
+    def last_holder(self) -> Holder | None:
+        """What the lock file says."""
+        return self.lock.last_holder()
+
+    def forget_thread(self) -> None:
+        """The thread that waits for the lock is the parent's."""
+        self.lock.forget_thread()
 
     def moved(self) -> bool:
         """True if the open segment or the lock is no longer the file at its path: the folder was replaced."""
@@ -343,8 +350,3 @@ class SegmentStore:
         except OSError:
             self.broken = True
             raise
-
-
-def is_full(error: OSError) -> bool:
-    """True where the device, or this user's share of it, has no space left."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
