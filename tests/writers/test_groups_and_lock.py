@@ -12,7 +12,10 @@ import pytest
 
 from tallystick.core.errors import LogBusy
 from tallystick.disk import DISK
+from tallystick.log import groups as groups_module
+from tallystick.log import groups as groups_module
 from tallystick.log import writer as writer_module
+from tallystick.store import lock as lock_module
 from tallystick.store.lock import FolderLock
 
 from ..faults.disks import FaultDisk
@@ -39,8 +42,10 @@ class Gate(FaultDisk):
         super().sync_data(fd)
 
 
-def test_thirty_two_threads_are_few_groups(lab: Lab) -> None:
-    """While one group is being synced the others gather: the next sync is for all of them."""
+def test_thirty_two_threads_are_few_groups(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one group is being synced the others gather, and those just served are awaited: not two half groups in turn."""
+    monkeypatch.setattr(groups_module, "LINGER_PART", 1e6)  # a sync that takes no time would be awaited for none
+    monkeypatch.setattr(groups_module, "LINGER_S_MAX", 2.0)
     disk, rounds = Gate(), 12
     log = lab.open(disk)
     acknowledged = [log.log(**event(0))]
@@ -184,50 +189,48 @@ def _taken(lock: FolderLock) -> bool:
 
 
 def test_an_interrupted_wait_leaves_nobody_with_the_lock(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine, theirs, third = _lock(base), _lock(base), _lock(base)
+    """Control-C while another process holds the log: when that one lets go, the lock is free for everybody."""
+    mine, theirs = _lock(base), _lock(base)
 
-    def interrupted(self: threading.Event, timeout: float | None = None) -> bool:
+    def interrupted(_wait: lock_module._Wait, _seconds: float) -> bool:
         raise KeyboardInterrupt
 
     with theirs.held(1):
         with monkeypatch.context() as patch:
-            patch.setattr(threading.Event, "wait", interrupted)
+            patch.setattr(lock_module._Wait, "finish", interrupted)
             with pytest.raises(KeyboardInterrupt), mine.held(30):
                 pass
-    with third.held(30):
-        pass
-    with mine.held(30):
-        pass
-    mine.close()
-    with third.held(30):
-        pass
+    for one in (_lock(base), mine, _lock(base)):
+        with one.held(5):
+            pass
 
 
-def test_who_comes_back_queues_behind_who_waits(base: Path) -> None:
-    busy, patient = _lock(base), _lock(base)
-    order: list[str] = []
+def test_who_comes_back_queues_behind_who_waits(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock is free and somebody stands in the turnstile who has not taken it yet: nobody passes him."""
+    quick, patient = _lock(base), _lock(base)
+    real = fcntl.flock
+    standing, go, done = threading.Event(), threading.Event(), threading.Event()
+
+    def flock(fd: int, operation: int) -> None:
+        helper = threading.current_thread().name == "tallystick-lock" and operation == fcntl.LOCK_EX
+        if helper and not go.is_set() and os.path.samestat(os.fstat(fd), (base / "lock").stat()):
+            standing.set()
+            assert go.wait(30)
+        real(fd, operation)
 
     def wait() -> None:
         with patient.held(30):
-            order.append("the one who waited")
+            done.set()
 
-    with busy.held(30):
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with quick.held(30):
         waiting = threading.Thread(target=wait)
         waiting.start()
-        probe = os.open(base / "turnstile", os.O_RDONLY)
-        while _free(probe):  # until he stands in the turnstile
-            pass
-        os.close(probe)
-    with busy.held(30):
-        order.append("the one who came back")
-    waiting.join()
-    assert order == ["the one who waited", "the one who came back"]
-
-
-def _free(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    return True
+        assert standing.wait(30)
+    with pytest.raises(LogBusy), quick.held(0.05):
+        pass
+    go.set()
+    waiting.join(30)
+    assert done.is_set()
+    with quick.held(30):
+        pass

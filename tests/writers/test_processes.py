@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from tallystick import AuditLogger
 from tallystick.core.errors import StoreError
+from tallystick.log.create import creation_lock
 from tallystick.logger import is_log
 from tallystick.memory import Known, Memory
 
@@ -83,8 +85,10 @@ def test_one_process(lab: Lab, mode: str) -> None:
     judge(lab.folder, lab.memory, done)
 
 
-def test_ids_after_fork_are_never_those_of_the_parent(lab: Lab) -> None:
-    """The same draw in parent and children, who share everything they had in memory."""
+def test_ids_after_fork_are_never_those_of_the_parent(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same draw at the same time in parent and children, who share everything they had in memory."""
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now)
     log = AuditLogger(lab.folder, memory=lab.memory)
     log.log(**event(0))
     pipes = []
@@ -204,3 +208,16 @@ def test_a_log_that_is_made_while_we_look_is_there(base: Path, remembered: bool,
         ids = [log.log(**event(0))]
     judge(lab.folder, lab.memory, ids)
     assert capsys.readouterr().err.count("made a new log") == 1
+
+
+def test_one_creator_at_a_time(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab = Lab(base)
+    with creation_lock(base):
+        other = threading.Thread(target=lab.make)
+        other.start()
+        other.join(0.2)
+        assert other.is_alive()
+        assert not lab.folder.exists()
+    other.join(30)
+    assert is_log(lab.folder)
+    capsys.readouterr()
