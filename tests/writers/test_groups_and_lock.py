@@ -13,7 +13,6 @@ import pytest
 from tallystick.core.errors import LogBusy
 from tallystick.disk import DISK
 from tallystick.log import groups as groups_module
-from tallystick.log import groups as groups_module
 from tallystick.log import writer as writer_module
 from tallystick.store import lock as lock_module
 from tallystick.store.lock import FolderLock
