@@ -9,7 +9,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tallystick.disk import Disk
 
@@ -163,6 +163,56 @@ class PowerDisk(Disk):
         for path, content in kept.items():
             if path.parent.is_dir():
                 path.write_bytes(content)
+
+
+class Mortal(Disk):
+    """One process on a disk that goes on: it dies at its ``at``-th change, before or after it."""
+
+    def __init__(self, disk: PowerDisk, at: int, *, after: bool) -> None:
+        self._disk, self._left, self._after = disk, at, after
+        self.dead = False
+
+    def _do(self, name: str, *args: Any, **keywords: Any) -> Any:
+        if not self.dead:
+            self._left -= 1
+            self.dead = self._left <= 0
+            if not self.dead:
+                return getattr(self._disk, name)(*args, **keywords)
+            if self._after:
+                done = getattr(self._disk, name)(*args, **keywords)
+                if name == "open":
+                    os.close(done)
+        raise Died(name)
+
+    def open(self, *args: Any, **keywords: Any) -> int:
+        return int(self._do("open", *args, **keywords))
+
+    def write_at(self, *args: Any) -> None:
+        self._do("write_at", *args)
+
+    def truncate(self, *args: Any) -> None:
+        self._do("truncate", *args)
+
+    def sync_data(self, *args: Any) -> None:
+        self._do("sync_data", *args)
+
+    def sync(self, *args: Any) -> None:
+        self._do("sync", *args)
+
+    def sync_folder(self, *args: Any) -> None:
+        self._do("sync_folder", *args)
+
+    def rename(self, *args: Any) -> None:
+        self._do("rename", *args)
+
+    def unlink(self, *args: Any) -> None:
+        self._do("unlink", *args)
+
+    def mkdir(self, *args: Any, **keywords: Any) -> None:
+        self._do("mkdir", *args, **keywords)
+
+    def chmod(self, *args: Any) -> None:
+        self._do("chmod", *args)
 
 
 def _apply(names: dict[Path, File | None], change: Change) -> None:

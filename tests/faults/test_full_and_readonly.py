@@ -120,6 +120,26 @@ def test_payloads_and_new_segments_meet_the_full_disk_too(lab: Lab) -> None:
     assert sum(g.details["count"] for g in found.of_type("log.gap")) == lost
 
 
+def test_a_torn_tail_on_a_full_disk_waits_for_room(lab: Lab) -> None:
+    log = lab.open()
+    acknowledged = [log.log(**event(0))]
+    log.vanish()
+    with lab.segment().open("ab") as file:
+        file.write(b'{"v":1,')
+    disk = NoRoom()
+    disk.full = True
+    log = lab.open(disk)
+    for _ in range(2):
+        with pytest.raises(DiskFull):
+            log.log(**event(1))
+    disk.full = False
+    acknowledged.append(log.log(**event(2)))
+    log.close()
+    found = judge(lab.folder, lab.memory, acknowledged)
+    assert [g.details["count"] for g in found.of_type("log.gap")] == [2]
+    assert len(found.of_type("log.recovered")) == 1
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of one megabyte, where this user may mount one."""

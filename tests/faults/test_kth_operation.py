@@ -126,11 +126,30 @@ def test_recovery(lab: Lab, boot: str | None, segment_bytes: int | None) -> None
         lab.restore()
         acknowledged = run(lab, disk, single, segment_bytes=segment_bytes, boot=boot)
         found = judge(lab.folder, lab.memory, [*earlier, *acknowledged])
+        if disk.fired and disk.way in COLUMNS[:2] and not disk.seen[disk.at - 1].startswith("sync"):
+            assert len(acknowledged) >= 2, "one failure that was no sync, and the same handle does not go on"
         recovered = found.of_type("log.recovered")
         assert recovered
         cuts = {c["file"] for r in recovered for c in r.details.get("cut", ())}
         assert cuts == {f"quarantine/{p.name}" for p in (lab.folder / "quarantine").iterdir() if p.suffix == ".bin"}
         assert len(cuts) == 1
+
+
+def test_a_writer_that_runs_goes_on_where_another_died(lab: Lab) -> None:
+    """It knew where the log ends; what the dead one left there it must not write past."""
+    lab.save()
+    for disk in tries(ways=COLUMNS[2:]):
+        lab.restore()
+        log = lab.open(segment_bytes=SMALL)
+        acknowledged = [log.log(**event(0))]
+        other = lab.open(disk, segment_bytes=SMALL)
+        for n in range(6):
+            acknowledged.append(attempt(lambda other=other, n=n: other.log(**event(n, payloads={"a": "x"}))))
+            acknowledged.append(attempt(other.tend))
+            acknowledged.append(log.log(**event(n, payloads={"b": "y"})))
+        other.vanish()
+        log.close()
+        judge(lab.folder, lab.memory, [i for i in acknowledged if i])
 
 
 def test_a_second_failure_during_the_repair_of_the_first(lab: Lab) -> None:

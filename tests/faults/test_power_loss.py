@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ from tallystick.retention.archive import archive
 from .disks import attempt
 from .judge import event, judge
 from .lab import Bench, BootClock, Lab
-from .power import PowerDisk
+from .power import Mortal, PowerDisk
 
-SEEDS = 200
-CHUNK = 20
+SEEDS = 400
+CHUNK = 40
 
 
 @pytest.fixture
@@ -41,11 +42,17 @@ def _saved(lab: Lab) -> Known:
     return known
 
 
-def work(log: list[Bench], choose: random.Random, steps: int) -> list[str]:
-    """Something of everything, by several writers in turn; ends where the power does."""
+def work(begin: Callable[[], Bench], choose: random.Random, steps: int) -> list[str]:
+    """Something of everything, by one or two writers in turn, who may die and be followed by another; ends where the power
+    does."""
     acknowledged: list[str] = []
+    logs = [begin() for _ in range(choose.choice((1, 2)))]
     for n in range(steps):
-        one = choose.choice(log)
+        at = choose.randrange(len(logs))
+        if getattr(logs[at]._handle.store._disk, "dead", False):
+            logs[at].vanish()
+            logs[at] = begin()
+        one = logs[at]
         kind = choose.randrange(10)
         if kind < 4:
             found = attempt(lambda one=one, n=n: [one.log(**event(n, details={"n": n, "text": "x" * choose.choice((1, 300, 3000))}))])
@@ -59,6 +66,8 @@ def work(log: list[Bench], choose: random.Random, steps: int) -> list[str]:
         else:
             found = attempt(one._handle.close)  # opened again by the next append
         acknowledged += found or []
+    for one in logs:
+        one.vanish()
     return acknowledged
 
 
@@ -73,10 +82,12 @@ def test_append_and_roll(lab: Lab, first: int) -> None:
         for boot in range(choose.choice((1, 1, 2, 3))):  # the repair may lose its power too
             disk = PowerDisk(lab.base, choose.choice((0, choose.randrange(1, 150), choose.randrange(1, 150))))
             clock = BootClock(f"boot-{boot}")
-            logs = [lab.open(disk, clock=clock, segment_bytes=choose.choice((4096, 40_000))) for _ in range(choose.choice((1, 2)))]
-            acknowledged += work(logs, choose, choose.randrange(1, 14))
-            for log in logs:
-                log.vanish()
+
+            def begin(disk: PowerDisk = disk, clock: BootClock = clock, choose: random.Random = choose) -> Bench:
+                mortal = choose.choice((disk, Mortal(disk, choose.randrange(1, 40), after=choose.random() < 0.5)))
+                return lab.open(mortal, clock=clock, segment_bytes=choose.choice((4096, 40_000)))
+
+            acknowledged += work(begin, choose, choose.randrange(1, 14))
             disk.lose(seed, keep=lambda path: choose.random() < 0.5)
         judge(lab.folder, lab.memory, acknowledged)
 

@@ -238,7 +238,8 @@ class SegmentStore:
         if not folder.exists():
             self._disk.mkdir(folder, folder_mode(self.folder), like=self.folder)
         self._guard(lambda: self._disk.sync_folder(self.folder))
-        self._guard(lambda: self._disk.write_file(folder / name, data, file_mode(self.folder), like=self.folder))
+        # if this fails, on a full disk say, nothing was cut yet, and the next try writes a file of its own
+        self._disk.write_file(folder / name, data, file_mode(self.folder), like=self.folder)
         # if we die here the bytes are in both places; the next recovery finds them again and writes the same file
         self.attach(segment, offset)
         fd = self._fd
