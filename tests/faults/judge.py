@@ -83,9 +83,11 @@ def all_lines(folder: Path, archives: Path | None = None) -> list[Stored]:
 
 
 def _open_payloads(folder: Path, memory: Memory, acknowledged: set[str], archives: Path | None) -> None:
+    wanted = [s for s in all_lines(folder, archives) if s.fields.payloads and s.fields.event_id in acknowledged]
+    if not wanted:
+        return
     with AuditLogger(folder, memory=memory, create=False) as log:
-        for stored in all_lines(folder, archives):
-            if stored.fields.event_id in acknowledged:
-                for name, ref in stored.fields.payloads.items():
-                    entry = ent.entry_of(stored.fields, stored.index, "")
-                    assert len(log._open_payload(entry, name)) == ref.size
+        for stored in wanted:
+            entry = ent.entry_of(stored.fields, stored.index, "")
+            for name, ref in stored.fields.payloads.items():
+                assert len(log._open_payload(entry, name)) == ref.size
