@@ -182,3 +182,19 @@ def test_a_head_and_a_mark_that_are_torn_one_at_a_time(written: tuple[Lab, list[
         mark[slot : slot + 100] = bytes(100)
         (lab.keys / "mark").write_bytes(mark)
         judge(lab.folder, Memory(lab.base / "state"), acknowledged)
+
+
+def test_a_retry_is_answered_by_what_recovery_took_in_and_that_is_signed(written: tuple[Lab, list[str]]) -> None:
+    lab, acknowledged = written
+    log = lab.open()
+    kept = [(p, p.read_bytes()) for p in (lab.folder / "checkpoint", lab.keys / "mark")]
+    chosen = "evt_" + "0" * 31 + "1"
+    log.log(**event(6, event_id=chosen))
+    log.vanish()
+    for path, data in kept:
+        path.write_bytes(data)
+    again = lab.open()
+    assert again.log(**event(6, event_id=chosen)) == chosen
+    again.vanish()
+    found = judge_as_it_is(lab.folder, lab.memory, [*acknowledged, chosen])
+    assert len(found.of_type("log.recovered")) == 1
