@@ -92,6 +92,34 @@ def test_append_and_roll(lab: Lab, first: int) -> None:
         judge(lab.folder, lab.memory, acknowledged)
 
 
+@pytest.mark.parametrize("by", ["one", "another that closes", "another that closed"])
+def test_holes_that_the_way_to_the_root_does_not_touch(lab: Lab, by: str) -> None:
+    """After three hundred hashes a lost page of leaf hashes does not change what the tree gives for the whole; only the lock
+    says that the machine went down. ``clean`` must not be found there: not from before, and not from a writer who was not
+    the last."""
+    first = lab.open(clock=BootClock("boot-0"))
+    earlier = [first.log(**event(0))]
+    first.close()
+    known = _saved(lab)
+    for seed in range(60):
+        lab.restore()
+        lab.memory.put(lab.folder, known)
+        disk, clock = PowerDisk(lab.base), BootClock("boot-1")
+        log, other = lab.open(disk, clock=clock), lab.open(disk, clock=clock)
+        acknowledged = list(earlier)
+        if by != "one":
+            acknowledged.append(other.log(**event(1)))
+        if by == "another that closed":
+            other.close()
+        acknowledged += log.log_many([event(n) for n in range(400)])
+        if by == "another that closes":
+            other.close()
+        log.vanish()
+        other.vanish()
+        disk.lose(seed)
+        judge(lab.folder, lab.memory, acknowledged)
+
+
 def test_a_lost_lock_file_is_an_unclean_stop(lab: Lab) -> None:
     """Nothing says any more that the machine was running: the tree is not believed."""
     log = lab.open(clock=BootClock("earlier"))
