@@ -54,6 +54,16 @@ class File:
         return bytes(data[:size]) + bytes(max(0, size - len(data)))
 
 
+    def without(self, pages: set[int]) -> bytes:
+        """Everything survives but these pages."""
+        data = bytearray(self.now)
+        for page in pages & set(self.pages):
+            old = self.durable[page * PAGE : (page + 1) * PAGE]
+            here = len(data[page * PAGE : (page + 1) * PAGE])
+            data[page * PAGE : page * PAGE + here] = old[:here].ljust(here, b"\0")
+        return bytes(data)
+
+
 class Change(NamedTuple):
     """A change of names in one folder, which survives as a whole or not at all. ``None``: a folder was made."""
 
@@ -220,6 +230,13 @@ def _apply(names: dict[Path, File | None], change: Change) -> None:
         names.pop(change.removed, None)
     if change.added is not None:
         names[change.added] = change.file
+
+
+def lose_pages(disk: PowerDisk, lost: dict[Path, set[int]]) -> None:
+    """All names and everything else survives, these unsynced pages do not."""
+    for path, file in disk._now.items():
+        if file is not None:
+            path.write_bytes(file.without(lost.get(path, set())))
 
 
 def _moved(change: Change, source: Path, target: Path) -> Change:
