@@ -199,7 +199,12 @@ class Writer:
         size = 1
         with contextlib.suppress(AuditError):
             size = self._view.open_head(head).size
-        self._signer = self._keys.epoch_key(self._view.history(size).epoch_at(size).number)
+        epoch = self._view.history(size).epoch_at(size)
+        signer = self._keys.epoch_key(epoch.number)
+        if signer.verifier != epoch.key:
+            raise self._die(StateUnknown(f"{self._keys.path} does not hold the key that this log names for its epoch "
+                                         f"{epoch.number}: the keys of another log; nothing is signed"))  # fmt: skip
+        self._signer = signer
 
     def _without_known(self, requests: list[Request]) -> list[Request]:
         """Answer retries of ids that are stored (or in this group already); what remains is to be written."""
