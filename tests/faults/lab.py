@@ -95,5 +95,8 @@ class Lab:
                 if (self._saved / path.name).exists():
                     shutil.copytree(self._saved / path.name, path)
 
+    def origin(self) -> str:
+        return (self.folder / "checkpoint").read_text().split("\n")[0]
+
     def segment(self) -> Path:
         return sorted((self.folder / "segments").iterdir())[-1]

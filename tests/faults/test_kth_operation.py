@@ -5,6 +5,7 @@ One row is one script; the judge is the same for all.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,27 @@ def test_archive(lab: Lab) -> None:
         _archive(again, folder, again._handle.store._disk)
         again.close()
         found = judge(lab.folder, lab.memory, earlier, archives=folder)
+        assert found.verdict.spans[0].words[1] == "archived"
+
+
+def test_an_archive_begun_in_one_folder_is_finished_in_another(lab: Lab) -> None:
+    log = lab.open(segment_bytes=SMALL)
+    earlier = [log.log(**event(n, timestamp=OLD)) for n in range(9)]
+    log.close()
+    lab.save()
+    folder, elsewhere = lab.base / "archive", lab.base / "deep"
+    for disk in tries(ways=("died after",)):
+        lab.restore()
+        log = lab.open(disk, segment_bytes=SMALL)
+        attempt(lambda log=log, disk=disk: _archive(log, folder, disk))
+        log.vanish()
+        again = lab.open(segment_bytes=SMALL)
+        _archive(again, elsewhere, again._handle.store._disk)
+        again.close()
+        for path in folder.glob("*") if folder.exists() else ():
+            if not (elsewhere / path.name).exists():
+                shutil.copy(path, elsewhere)
+        found = judge(lab.folder, lab.memory, earlier, archives=elsewhere)
         assert found.verdict.spans[0].words[1] == "archived"
 
 

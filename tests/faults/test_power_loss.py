@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,7 +95,7 @@ def test_append_and_roll(lab: Lab, first: int) -> None:
 
 
 @pytest.mark.parametrize("by", ["one", "another that closes", "another that closed"])
-def test_holes_that_the_way_to_the_root_does_not_touch(lab: Lab, by: str) -> None:
+def test_holes_that_the_way_to_the_root_does_not_touch(lab: Lab, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After three hundred hashes a lost page of leaf hashes does not change what the tree gives for the whole; only the lock
     says that the machine went down. ``clean`` must not be found there: not from before, and not from a writer who was not
     the last."""
@@ -107,14 +109,18 @@ def test_holes_that_the_way_to_the_root_does_not_touch(lab: Lab, by: str) -> Non
         disk, clock = PowerDisk(lab.base), BootClock("boot-1")
         log, other = lab.open(disk, clock=clock), lab.open(disk, clock=clock)
         acknowledged = list(earlier)
-        if by != "one":
-            acknowledged.append(other.log(**event(1)))
-            other.tend()  # it has nothing to sync at its end
-        if by == "another that closed":
-            other.close()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 99_999_999)  # the other is another process
+            if by != "one":
+                acknowledged.append(other.log(**event(1)))
+                other.tend()  # it has nothing to sync at its end
+            if by == "another that closed":
+                other.close()
         acknowledged += log.log_many([event(n) for n in range(400)])
-        if by == "another that closes":
-            other.close()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 99_999_999)
+            if by == "another that closes":
+                other.close()
         log.vanish()
         other.vanish()
         lose_pages(disk, {lab.folder / "tree/0": {0}, lab.folder / "lock": lock_page})
@@ -137,20 +143,24 @@ def test_a_lost_lock_file_is_an_unclean_stop(lab: Lab) -> None:
 def test_create(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The log is there as a whole, or the next call makes it."""
     (base / "disk").mkdir()
-    for seed in range(60):
-        lab = Lab(base / "disk")
-        lab.memory = Memory(base / "state")
-        disk = PowerDisk(lab.base, seed // 2 + 1)
+    lab = Lab(base / "disk")
+    lab.memory = Memory(base / "state")
+    made = None
+    for seed in range(1000):
+        if made is not None:
+            break
+        disk = PowerDisk(lab.base, seed // 4 + 1)
         config = b'format = 1\norigin = "host/log/000000000000"\ntimezone = "UTC"\nkeys = "../audit_log.keys"\n'
         plan = Plan(lab.folder, lab.keys, "host/log/000000000000", config, {})
-        attempt(lambda disk=disk, plan=plan: create(plan, BootClock("earlier"), disk, exists=is_log))
+        made = attempt(lambda disk=disk, plan=plan: create(plan, BootClock("earlier"), disk, exists=is_log))
         disk.lose(seed)
         with AuditLogger(lab.folder, memory=lab.memory) as log:
             first = log.log(**event(0))
         judge(lab.folder, lab.memory, [first])
         lab.memory.forget(lab.folder)
         for path in base.joinpath("disk").iterdir():
-            lab.restore(path.name)
+            shutil.rmtree(path)
+    assert made is not None
     capsys.readouterr()
 
 
@@ -177,3 +187,26 @@ def test_archive(lab: Lab) -> None:
                 one.lose(seed)
         found = judge(lab.folder, lab.memory, acknowledged, archives=folder)
         assert found.verdict.spans[0].words[1] == "archived"
+
+
+def test_an_archive_finished_after_a_death_and_before_a_power_loss(lab: Lab) -> None:
+    """Whoever finishes what another began syncs what that one could not any more, before anything is removed."""
+    log = lab.open(segment_bytes=1500)
+    acknowledged = [log.log(**event(n, timestamp="2020-01-01T00:00:00Z")) for n in range(5)]
+    log.close()
+    known = _saved(lab)
+    folder = lab.base / "archive"
+    for at in range(1, 300):
+        lab.restore()
+        lab.memory.put(lab.folder, known)
+        disk = PowerDisk(lab.base)
+        for one in (mortal := Mortal(disk, at, after=True), disk):
+            log = lab.open(one, clock=BootClock("boot-1"), segment_bytes=1500)
+            handle = log._handle
+            attempt(lambda handle=handle, one=one: archive(
+                handle.writer, handle.view, handle.store, folder, older_than_us=CLOCK.wall_us() - 10**9, disk=one))  # fmt: skip
+            log.vanish()
+        disk.lose(at)
+        judge(lab.folder, lab.memory, acknowledged, archives=folder)
+        if not mortal.dead:
+            break
