@@ -118,6 +118,15 @@ def test_the_mark_is_of_another_history(old: Lab) -> None:
     refused(old, "not the ones that were signed")
 
 
+def test_the_mark_of_another_origin(old: Lab) -> None:
+    keys = KeyFolder(old.keys)
+    mark = keys.read_mark()
+    for _ in range(2):
+        keys.put_mark("host/other/000000000000", mark.size, mark.root, 0)
+    keys.close()
+    refused(old, "belongs to host/other/000000000000")
+
+
 def test_no_mark(old: Lab) -> None:
     (old.keys / "mark").unlink()
     refused(old, "no mark of what was last signed")
