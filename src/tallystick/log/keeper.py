@@ -18,12 +18,14 @@ class Keeper:
 
     def __init__(self, writer: Writer, view: LogView) -> None:
         self._writer, self._view = writer, view
-        self._stop = threading.Event()
+        self._stop, self._starting = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread if it is not running."""
-        if self._thread is None:
+        with self._starting:
+            if self._thread is not None:
+                return
             self._stop = threading.Event()
             self._thread = threading.Thread(target=self._run, args=(self._stop,), name="tallystick-keeper", daemon=True)
             self._thread.start()
@@ -38,7 +40,7 @@ class Keeper:
 
     def after_fork(self) -> None:
         """In the child: the thread is the parent's."""
-        self._thread = None
+        self._thread, self._starting = None, threading.Lock()
 
     def _run(self, stop: threading.Event) -> None:
         while not stop.is_set():
