@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tallystick import AuditLogger
+from tallystick import AuditLogger, index
 from tallystick.core.errors import StoreError
 from tallystick.log.create import creation_lock
 from tallystick.logger import is_log
@@ -221,3 +221,41 @@ def test_one_creator_at_a_time(base: Path, capsys: pytest.CaptureFixture[str]) -
     other.join(30)
     assert is_log(lab.folder)
     capsys.readouterr()
+
+
+def test_no_fork_while_a_thread_is_inside_sqlite(lab: Lab) -> None:
+    """The child would inherit SQLite's mutexes locked, and hang in its first query with the log's lock in its hands."""
+    log = AuditLogger(lab.folder, memory=lab.memory)
+    acknowledged = [log.log(**event(0))]
+    inside, leave, forked = threading.Event(), threading.Event(), threading.Event()
+
+    def query() -> None:
+        with index._GATE:
+            inside.set()
+            leave.wait(30)
+
+    def fork() -> None:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if len(log.query()) == 1 and log.log(**event(1)) else 1)
+        forked.set()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    running = [threading.Thread(target=query), threading.Thread(target=fork)]
+    running[0].start()
+    assert inside.wait(30)
+    running[1].start()
+    assert not forked.wait(0.2)
+    leave.set()
+    for one in running:
+        one.join(30)
+    assert forked.is_set()
+    rows = iter(log.entries())
+    next(rows)  # whoever only holds a cursor holds nobody up
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    log.close()
+    assert len(all_lines(lab.folder)) == 3
+    judge(lab.folder, lab.memory, acknowledged)
