@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from datetime import UTC, date, datetime
 import pytest
 
 from tallystick import AuditEntry, AuditEventType, AuditLogger
-from tallystick.core.errors import Conflict, EntryRefused, LogMissing, StoreError
+from tallystick.core.errors import ConfigError, Conflict, EntryRefused, LogMissing, StoreError
 
 TWELVE = {"event_id", "timestamp", "event_type", "actor", "actor_type", "resource", "action", "outcome", "details", "session_id",
           "ip_address", "checksum"}  # fmt: skip
@@ -194,3 +195,25 @@ def test_one_id_twice_in_one_group(log):
     assert log.query() == []
     assert log.log_many([event(event_id="mine"), event(event_id="mine")]) == ["mine", "mine"]
     assert len(log.query()) == 1
+
+
+def test_a_time_zone_that_this_machine_does_not_know_says_nothing_about_the_log(log):
+    log.log(**event())
+    log.verify_integrity()
+    log.close()
+    toml = log.path / "log.toml"
+    toml.write_text(re.sub(r'timezone = "[^"]*"', 'timezone = "Mars/Olympus"', toml.read_text()))
+    with AuditLogger(log.path) as other:
+        assert other.log(**event())
+        status = other.verify_integrity()
+        assert (status["exit_code"], status["issues"]) == (0, [])
+        with pytest.raises(ConfigError, match="Mars/Olympus"):
+            other.query(start_time="2026-11-01")
+
+
+def test_verify_says_how_far_it_is(log):
+    log.log_many([event()] * 3000)
+    told = []
+    log.verify_integrity(progress=lambda what, done: told.append((what, done)))
+    assert {what for what, _ in told} == {"lines", "index and payloads"}
+    assert max(done for _, done in told) == 3001

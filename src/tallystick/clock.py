@@ -7,6 +7,7 @@ import os
 import socket
 import time
 import uuid
+from datetime import UTC, tzinfo
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -45,8 +46,10 @@ class Clock:
 CLOCK = Clock()
 
 
-def zone(name: str) -> ZoneInfo:
-    """A time zone by its IANA name; ``ConfigError`` if this machine does not know it."""
+def zone(name: str) -> tzinfo:
+    """A time zone by its IANA name; ``ConfigError`` if this machine does not know it. ``UTC`` needs no database."""
+    if name == "UTC":
+        return UTC
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as e:

@@ -125,8 +125,10 @@ class Index:
         os.close(self._disk.open(self.path, os.O_RDWR | os.O_CREAT, file_mode(self.path.parent), like=self.path.parent))
         connection = _connect(self.path, "rwc")
         connection.execute("PRAGMA journal_mode = TRUNCATE")
+        connection.execute("BEGIN")
         for statement in SCHEMA:
             connection.execute(statement)
+        connection.execute("COMMIT")
         return connection
 
     @contextlib.contextmanager

@@ -46,12 +46,12 @@ class Mark(NamedTuple):
 
     @classmethod
     def parse(cls, slot: bytes) -> Mark:
-        """A slot's bytes (up to its first newline) → the mark. ``Malformed`` for anything that would not format back."""
+        """A slot's bytes → the mark: one line, then only NUL. ``Malformed`` for anything that would not format back."""
         line = slot[: slot.find(b"\n") + 1]
         try:
             sequence, origin, size, root, epoch, _ = line.decode("ascii").split(" ")
             mark = cls(int(sequence), origin, int(size), base64.b64decode(root, validate=True), int(epoch))
-            if mark.format() == line and len(mark.root) == 32 and mark.size >= 1:
+            if mark.format() == line and not slot[len(line) :].strip(b"\0") and len(mark.root) == 32 and mark.size >= 1:
                 return mark
         except (UnicodeDecodeError, ValueError, binascii.Error):
             pass

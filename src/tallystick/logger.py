@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -575,7 +575,7 @@ def _timestamp(value: Any) -> str:
         us = to_us(value)
     elif isinstance(value, str):
         try:
-            us = parse_asked(value, zone=zone("UTC"))
+            us = parse_asked(value, zone=UTC)
         except (ValueError, TypeError) as e:
             raise EntryRefused(f"timestamp: {e}", path="timestamp") from None
     else:

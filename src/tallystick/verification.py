@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .index import Index
 from .keys import KeyFolder, Mark
 from .log.check import Checker, Reference
 from .log.view import LogView
-from .logger import AuditLogger
+from .logger import AuditLogger, read_genesis
 from .memory import Known, Memory
 from .store.segments import SegmentStore
 from .vault import Vault
@@ -35,12 +36,13 @@ _SETTINGS_BYTES_MAX = 1 << 20
 
 def verify_log(
     path: Path, *, memory: Memory, vkey: str | None = None, checkpoint: bytes | None = None, content: bool = False,
-    new_only: bool = False,
+    new_only: bool = False, progress: Callable[[str, int], None] | None = None,
 ) -> Verdict:  # fmt: skip
     """Verify a log folder. ``vkey`` (else ``$TALLY_VKEY``) replaces what this user remembers, and then nothing is remembered.
 
     ``checkpoint``: a note kept elsewhere, with which the log must be consistent. ``content`` leaves index and payloads out,
-    ``new_only`` takes what came after the last proven size. Never raises for what is wrong with the log; ``Malformed`` for a
+    ``new_only`` takes what came after the last proven size. ``progress`` is called with what is being done and the index
+    reached. Never raises for what is wrong with the log; ``Malformed`` for a
     ``vkey`` that is none; a ``checkpoint`` that is none of this log is a finding (4), which hides no worse one.
     """
     path = Path(os.path.abspath(path))
@@ -48,7 +50,7 @@ def verify_log(
     pinned = VerifierKey.parse(vkey) if vkey else None
     known = None if pinned else memory.get(path)
     try:
-        return _verify_log(path, memory, pinned, known, checkpoint, content, new_only)
+        return _verify_log(path, memory, pinned, known, checkpoint, content, new_only, progress)
     except (LogMissing, StoreError, ConfigError, VerificationError, Malformed) as e:
         code = 6 if known is not None or isinstance(e, Malformed | VerificationError | ConfigError) else 2
         verdict = Verdict(origin=known.origin if known else "")
@@ -63,20 +65,21 @@ def verify_log(
 
 def _verify_log(
     path: Path, memory: Memory, pinned: VerifierKey | None, known: Known | None, checkpoint: bytes | None,
-    content: bool, new_only: bool,
+    content: bool, new_only: bool, progress: Callable[[str, int], None] | None,
 ) -> Verdict:  # fmt: skip
     strange = _strange_files(path)
     if strange:
         code = 2 if known is None and pinned is None else 6
         return Verdict(known.origin if known else "", findings=[
             Finding("missing", f"{name} is not a file, or not one of that size", code, file=name) for name in strange])  # fmt: skip
-    genesis = _genesis(path)
+    genesis = read_genesis(path)
     store = SegmentStore(path)
     settings = cfg.read_settings(path)
     keys = KeyFolder(cfg.keys_folder(path, settings))
     index = Index(path / "index.db")
     view = LogView(store, genesis, [])
-    checker = Checker(store, view, Vault(path / "payloads", keys.path, genesis.origin), None if content else index)
+    checker = Checker(store, view, Vault(path / "payloads", keys.path, genesis.origin), None if content else index,
+                      progress)  # fmt: skip
     verdict = checker.verdict
     if settings.origin != genesis.origin:
         verdict.findings.append(Finding("replaced", f"log.toml says origin {settings.origin}, log.vkey {genesis.origin}",
@@ -136,14 +139,6 @@ def _reference(known: Known, source: str) -> Reference:
         return Reference(known.size, bytes.fromhex(known.root), source)
     except ValueError:
         raise ConfigError(f"{source} has no root that can be read: {known.root[:80]!r}") from None
-
-
-def _genesis(path: Path) -> Genesis:
-    try:
-        with (path / "log.vkey").open("rb") as file:
-            return Genesis.parse(file.read(16_384))
-    except FileNotFoundError:
-        raise LogMissing(f"there is no log at {path} (no log.vkey)") from None
 
 
 def _trust(
@@ -234,7 +229,7 @@ def trust(path: Path, memory: Memory, vkey: str | None) -> Verdict:
     """``tally trust``: pin the key of a log, after everything else about it was verified. ``VerificationError`` if the key
     that was given is not the log's, or if it is known here under another; ``--forget`` first then."""
     path = Path(os.path.abspath(path))
-    genesis = _genesis(path)
+    genesis = read_genesis(path)
     if vkey is not None and VerifierKey.parse(vkey) != genesis.vkey:
         raise VerificationError(f"{path} has the key {genesis.vkey.format()}, not the one that you gave")
     known = memory.get(path)
@@ -294,7 +289,6 @@ def verify_archive(path: Path, *, memory: Memory, vkey: str | None = None) -> Ve
     """An archive file: what it holds agrees with its manifest, and with the log where that is known here."""
     from .retention.archive import read_archive
 
-    del vkey
     manifest, lines = read_archive(path)
     verdict = Verdict(origin=manifest.origin, tree_size=manifest.end, root="")
     homes = [p for p, k in memory.all().items() if k.origin == manifest.origin and (Path(p) / "tree" / "0").exists()]
@@ -308,7 +302,7 @@ def verify_archive(path: Path, *, memory: Memory, vkey: str | None = None) -> Ve
         if stored[at : at + 32] != leaf_hash(line):
             verdict.findings.append(Finding("checksum_mismatch", f"entry #{number:,} is not the one in the log", 6, number,
                                             file=path.name))  # fmt: skip
-    log = verify_log(Path(homes[0]), memory=memory, content=True)
+    log = verify_log(Path(homes[0]), memory=memory, vkey=vkey, content=True)
     if log.exit_code not in (0, 3):
         verdict.findings.append(Finding("replaced", f"the log at {homes[0]}: {log.sentence}", log.exit_code))
     verdict.spans = [Span(manifest.first, manifest.end, ("content proven", "archived", "signed"))]

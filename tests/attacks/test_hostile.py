@@ -180,11 +180,9 @@ def _head(case: Case, size: int | str, signer: SignerKey | None = None) -> bytes
     return b"\n".join(text)
 
 
-@pytest.mark.parametrize("size", [0, 1, 51, 10**6, 2**40, 2**62, 2**63 - 1])
-@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(("size", "signed"), [
+    (0, False), *((size, signed) for size in (1, 51, 10**6, 2**40, 2**62, 2**63 - 1) for signed in (False, True))])  # fmt: skip
 def test_heads_of_any_size(case: Case, size: int, signed: bool) -> None:
-    if size == 0 and signed:
-        pytest.skip("there is no such checkpoint")
     case.put("checkpoint", _head(case, size, KeyFolder(case.keys).epoch_key(0) if signed else None))
     said = judge_log(case)
     assert said["exit_code"] == 6

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,11 +17,6 @@ from tallystick.core import entry as ent
 from tallystick.core.entry import Fields, PayloadRef
 from tallystick.core.errors import EntryRefused, Malformed
 from tallystick.core.times import format_time
-
-try:
-    import rfc8785
-except ModuleNotFoundError:
-    rfc8785 = None
 
 NOW = "2026-11-24T08:12:04.123456Z"
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -209,8 +205,7 @@ def _rounds_to(exact: Fraction, value: float) -> bool:
 
 def _check_float(value: float) -> None:
     expected = slow_number(value)
-    if rfc8785 is not None:
-        assert rfc8785.dumps(value).decode() == expected
+    assert rfc8785.dumps(value).decode() == expected
     if "." not in expected and "e" not in expected and not ent.INT_MIN <= int(expected) <= ent.INT_MAX:
         with pytest.raises(EntryRefused):
             ent.format_float(value)

@@ -159,7 +159,7 @@ def installed(monkeypatch):
     try:
         apply_install(plan_install(), print)
     except DemoError as e:
-        if "could not fetch" not in str(e):
+        if "could not fetch" not in str(e) or os.environ.get("CI") == "true":  # there, what can be installed must be
             raise
         pytest.skip(f"no registry: {str(e).splitlines()[0]}")
     return plan_install()

@@ -233,3 +233,14 @@ def test_another_machine_writes(old: Lab) -> None:
 def test_a_segment_that_begins_where_nothing_was(old: Lab) -> None:
     (old.folder / "segments" / f"{20:020d}.jsonl").write_bytes(b"")
     refused(old, "begins after the end of the log")
+
+
+def test_a_slot_of_the_mark_has_one_spelling(old: Lab) -> None:
+    """What follows its line is NUL: a slot with anything else behind it is no slot, and the older one is behind the head."""
+    keys = KeyFolder(old.keys)
+    mark = keys.read_mark()
+    path, at = old.keys / "mark", (mark.sequence % 2) * 4096
+    data = bytearray(path.read_bytes())
+    data[at + 400] = 1
+    path.write_bytes(bytes(data))
+    assert keys.read_mark().sequence == mark.sequence - 1

@@ -6,6 +6,7 @@ import pytest
 
 from tallystick import AuditLogger
 from tallystick.core.errors import AuditError
+from tallystick.core.note import SignerKey
 from tallystick.core.proof import InclusionProof
 from tallystick.proving import prove
 from tallystick.retention.archive import read_archive
@@ -116,3 +117,11 @@ def test_a_first_segment_removed_without_a_record_is_missing(log):
     assert status["exit_code"] == 6
     assert status["issues"][0]["issue"] == "missing"
     assert (status["issues"][0]["index"], status["issues"][0]["end"]) == (0, 51)
+
+
+def test_an_archive_is_not_proven_under_another_key(log, tmp_path):
+    moved = log.archive_old_entries(tmp_path / "archive")
+    path = tmp_path / "archive" / moved["files"][0]
+    assert verify_archive(path, memory=log.memory, vkey=log.verifier_key()).exit_code == 0
+    stranger = SignerKey.generate(log.origin).verifier.format()
+    assert verify_archive(path, memory=log.memory, vkey=stranger).exit_code == 6

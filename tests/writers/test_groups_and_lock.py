@@ -233,3 +233,46 @@ def test_who_comes_back_queues_behind_who_waits(base: Path, monkeypatch: pytest.
     assert done.is_set()
     with quick.held(30):
         pass
+
+
+def test_an_interrupt_is_the_leaders_own_and_the_others_hear_what_it_means_for_them(lab: Lab) -> None:
+    """Control-C hits the thread that writes for all: it is raised there; who waited gets an error that is a StoreError, and the
+    next group is led by somebody."""
+    log = lab.open()
+    log.log(**event(0))
+    writer = log._handle.writer
+    real, entered, go = writer._commit_locked, threading.Event(), threading.Event()
+
+    def interrupted(_requests: object) -> None:
+        entered.set()
+        assert go.wait(30)
+        raise KeyboardInterrupt
+
+    raised: list[BaseException] = []
+
+    def record() -> None:
+        try:
+            log.log(**event(1))
+        except BaseException as e:
+            raised.append(e)
+
+    with writer.busy:  # the leader waits here with a group of one; the other two gather behind it
+        leader = threading.Thread(target=record)
+        leader.start()
+        while not writer.groups._leading or writer.groups._pending:
+            threading.Event().wait(0.001)
+        others = [threading.Thread(target=record) for _ in range(2)]
+        for one in others:
+            one.start()
+        while len(writer.groups._pending) < 2:
+            threading.Event().wait(0.001)
+        writer._commit_locked = interrupted  # type: ignore[method-assign]
+    assert entered.wait(30)
+    go.set()
+    for one in [leader, *others]:
+        one.join(30)
+        assert not one.is_alive()
+    assert sorted(type(e).__name__ for e in raised) == ["KeyboardInterrupt", "KeyboardInterrupt", "StoreError"]
+    writer._commit_locked = real  # type: ignore[method-assign]
+    assert log.log(**event(2))
+    log.close()

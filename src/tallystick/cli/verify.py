@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +62,9 @@ def command(
     memory = user_memory()
     documents, codes = [], []
     for at, (path, kind) in enumerate(found):
-        with _busy(f"verifying {path}", quiet=as_json):
-            verdict = _verify(path, kind, memory, line=line, vkey=vkey, checkpoint=checkpoint, new_only=new_only, content=content)
+        with _busy(f"verifying {path}", quiet=as_json) as progress:
+            verdict = _verify(path, kind, memory, line=line, vkey=vkey, checkpoint=checkpoint, new_only=new_only, content=content,
+                              progress=progress)  # fmt: skip
         codes.append(verdict.exit_code)
         if as_json:
             documents.append({**verdict.as_dict(), "path": str(path), "kind": kind})
@@ -97,7 +98,7 @@ def _sort(thing: str | None) -> list[tuple[Path, str]]:
 
 def _verify(
     path: Path, kind: str, memory: Memory, *, line: bytes, vkey: str | None, checkpoint: bytes | None, new_only: bool,
-    content: bool,
+    content: bool, progress: Callable[[str, int], None] | None = None,
 ) -> Verdict:  # fmt: skip
     from .. import verification
     from ..core.errors import Malformed, VerificationError
@@ -108,7 +109,8 @@ def _verify(
             return verification.verify_proof(_read(str(path)), line, vkey=vkey, memory=memory)
         if kind == "archive":
             return verification.verify_archive(path, memory=memory, vkey=vkey)
-        return verification.verify_log(path, memory=memory, vkey=vkey, checkpoint=checkpoint, content=content, new_only=new_only)
+        return verification.verify_log(path, memory=memory, vkey=vkey, checkpoint=checkpoint, content=content, new_only=new_only,
+                                       progress=progress)  # fmt: skip
     except (VerificationError, Malformed, OSError) as e:
         code = 6 if isinstance(e, VerificationError) else 4 if isinstance(e, Malformed) else 2
         issue = {6: "replaced", 4: "malformed", 2: "unreadable"}[code]
@@ -142,15 +144,15 @@ def _read(name: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _busy(text: str, *, quiet: bool) -> Iterator[None]:
-    """A sign of life for people, on standard error."""
+def _busy(text: str, *, quiet: bool) -> Iterator[Callable[[str, int], None] | None]:
+    """How far it is, for people, on standard error: what is being done and the entry reached."""
     if quiet or not sys.stderr.isatty():
-        yield
+        yield None
         return
     from rich.console import Console
 
-    with Console(stderr=True, markup=False, highlight=False).status(clean(text)):
-        yield
+    with Console(stderr=True, markup=False, highlight=False).status(clean(text)) as status:
+        yield lambda what, done: status.update(clean(f"{text}: {what}, #{done:,}"))
 
 
 # -- the screen ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .. import index as idx
@@ -42,7 +42,11 @@ class Reference(NamedTuple):
 class Checker:
     """One verification of one store."""
 
-    def __init__(self, store: Store, view: LogView, vault: Vault, index: idx.Index | None) -> None:
+    def __init__(
+        self, store: Store, view: LogView, vault: Vault, index: idx.Index | None,
+        progress: Callable[[str, int], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._progress = progress or (lambda _what, _done: None)
         self._store, self._view, self._vault, self._index = store, view, vault, index
         self.verdict = Verdict(origin=view.genesis.origin)
         self._history: History | None = None
@@ -194,6 +198,7 @@ class Checker:
             at += len(batch.lines)
             end = batch.offset + sum(map(len, batch.lines)) + len(batch.lines)
             leaves.extend([leaf_hash(line) for line in lines])
+            self._progress("lines", frontier.size + len(leaves))
             if len(leaves) >= room:
                 break
         if not last and len(leaves) < room and end < segment.size:
@@ -459,6 +464,7 @@ class Checker:
             where, number = self._where.get(segment.start), 0
             for batch in self._store.batches(segment):
                 offset = batch.offset
+                self._progress("index and payloads", batch.index)
                 for line in batch.lines:
                     index: int | None = segment.start + number
                     if where is not None:

@@ -49,7 +49,8 @@ class Request:
 
 
 class GroupCommit:
-    """Serialises ``commit(requests)`` among threads. ``commit`` sets result or error of each request and never raises."""
+    """Serialises ``commit(requests)`` among threads. ``commit`` sets result or error of each request; it raises only what is
+    meant for the leading thread alone (an interrupt), after it did so."""
 
     def __init__(self, commit: Callable[[list[Request]], None]) -> None:
         self._commit = commit
@@ -89,19 +90,27 @@ class GroupCommit:
         while True:
             group = self._gather()
             started = time.monotonic()
-            self._commit(group)
+            interrupt: BaseException | None = None
+            try:
+                self._commit(group)
+            except BaseException as e:  # noqa: BLE001  # the group is told and the next one led before it goes on
+                interrupt = e
             successor = self._hand_over(len(group), time.monotonic() - started)
             for request in group:
                 if not request.leads:
                     request.finish()
                 elif request.done is not None:  # a leader without a thread of his own
                     request.done(request)
-            if successor is None:
-                return
-            if successor.done is None:
+            if successor is not None and interrupt is not None and successor.done is not None:
+                threading.Thread(target=self._lead, name="tallystick-commit", daemon=True).start()
+            elif successor is not None and successor.done is None:
                 successor.lead()
-                return
-            successor.leads = True  # this thread goes on in his place
+            elif successor is not None:
+                successor.leads = True  # this thread goes on in his place
+                continue
+            if interrupt is not None:
+                raise interrupt
+            return
 
     def _gather(self) -> list[Request]:
         with self._lock:

@@ -118,11 +118,16 @@ class Writer:
                 self._refuse_if_fatal()
                 with self._store.exclusive(LOCK_WAIT_S):
                     self._commit_locked(requests)
-            except BaseException as e:  # noqa: BLE001  # every caller of the group must learn of it, an interrupt too
+            except BaseException as e:  # every caller of the group must learn of it, an interrupt too
                 error = self._translate(e, requests)
+                if not isinstance(error, Exception):  # Control-C is the leading thread's own; the others were waiting for it
+                    interrupted = StoreError("the thread that wrote this group was interrupted; whether it was recorded is not "
+                                             "known: record it again with event_id=, which is answered if it is there")  # fmt: skip
                 for request in requests:
                     if request.error is None and request.result is None:
-                        request.error = error
+                        request.error = error if isinstance(error, Exception) else interrupted
+                if not isinstance(error, Exception):
+                    raise
 
     def _commit_locked(self, requests: list[Request]) -> None:
         self._ready()
