@@ -3,81 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import functools
-import hashlib
 import os
-import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from . import config as cfg
 from .capture.audited import build as build_audited
-from .capture.context import current_context
-from .clock import CLOCK, host_name, local_zone_name, system_user, zone
-from .core import entry as ent
-from .core.checkpoint import check_origin
-from .core.entry import AuditEntry, AuditEventType, Fields, PayloadRef
-from .core.errors import AuditError, EntryRefused, LogMissing, Malformed, StoreError
-from .core.genesis import Genesis
-from .core.payload import PAYLOAD_BYTES_MAX, SALT_BYTES, Payload, commit
+from .clock import CLOCK, zone
+from .core.entry import AuditEntry, AuditEventType
+from .core.errors import AuditError, EntryRefused, StoreError
 from .core.query import Question, ask
-from .core.times import format_time, parse_asked, to_us
-from .disk import DISK, Disk
-from .index import Index
-from .keys import KeyFolder
-from .log.create import Plan, check_parent, create
+from .core.times import parse_asked
+from .events import build_event, named
+from .handles import release, shared
 from .log.groups import Request
-from .log.keeper import Keeper
-from .log.view import LogView
-from .log.writer import Content, Event, Given, Writer
-from .memory import Known, Memory, default_memory
-from .store.segments import SegmentStore
-from .vault import Place, Vault
-
-VERSION = "0.1.0"
-_OPTIONAL = ("service", "on_behalf_of", "parent_id", "correlation_id", "trace_id", "reason", "corrects", "subject",
-             "session_id", "ip_address")  # fmt: skip
-_open: dict[tuple[str, int], _Handle] = {}
-_open_lock = threading.RLock()
-
-
-class _Handle:
-    """What all loggers of one path in one process share: store, view, writer, keeper."""
-
-    def __init__(self, folder: Path, disk: Disk = DISK) -> None:
-        self.folder = folder
-        self.genesis = read_genesis(folder)
-        self.settings = cfg.read_settings(folder)
-        if self.settings.origin != self.genesis.origin:
-            raise StoreError(f"{folder}: log.toml says {self.settings.origin}, log.vkey says {self.genesis.origin}")
-        self.store = SegmentStore(folder, disk)
-        self.keys = KeyFolder(cfg.keys_folder(folder, self.settings), disk)
-        self.vault = Vault(folder / "payloads", self.keys.path, self.genesis.origin, disk)
-        self.view = LogView(self.store, self.genesis, _indexes(folder, self.genesis))
-        self.writer = Writer(
-            self.store, self.view, self.keys, self.vault, CLOCK, segment_bytes=self.settings.segments.bytes,
-            config=lambda: (folder / "log.toml").read_bytes(),
-        )  # fmt: skip
-        self.keeper = Keeper(self.writer, self.view)
-
-    def close(self) -> None:
-        self.keeper.stop()
-        self.writer.close()
-        if os.access(self.folder, os.W_OK):
-            with contextlib.suppress(AuditError, OSError):  # a head that a failure left half-written; the next append heals it
-                self.view.fill(wait_s=0.0)
-
-    def after_fork(self) -> None:
-        self.view.after_fork()
-        self.vault.after_fork()
-        self.keeper.after_fork()
-        self.writer.after_fork()
+from .log.writer import Event, Writer
+from .memory import Memory, default_memory
+from .opening import log_path, open_or_create
+from .vault import Place
 
 
 class AuditLogger:
@@ -100,7 +45,7 @@ class AuditLogger:
         self.service = service
         open_or_create(self.path, self.memory, create=create, retention_days=retention_days)
         self._closed = False
-        self._handle = _shared(self.path)
+        self._handle = shared(self.path)
         self.retention_days = self._handle.settings.retention.days if retention_days is None else retention_days
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -132,7 +77,7 @@ class AuditLogger:
         ready = []
         for position, event in enumerate(events):
             try:
-                ready.append(self._event(dict(event)))
+                ready.append(self._event(event))
             except EntryRefused as e:
                 raise EntryRefused(f"event {position}: {e}", path=e.path, position=position) from None
         if ready:
@@ -141,8 +86,7 @@ class AuditLogger:
 
     async def alog(self, *args: Any, **keywords: Any) -> str:
         """``log`` for coroutines: waits without blocking the loop; tasks that wait together are synced together."""
-        bound = _log_names(args, keywords)
-        event = self._event(bound)
+        event = self._event(named(args, keywords, "alog"))
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -160,32 +104,8 @@ class AuditLogger:
         self._handle.keeper.start()
         return self._handle.writer
 
-    def _event(self, given: dict[str, Any]) -> Event:
-        """Keywords of ``log`` → an event ready to be appended."""
-        unknown = set(given) - _KEYWORDS
-        if unknown:
-            name = sorted(map(str, unknown))[0]
-            raise EntryRefused(f"unknown field {name[:80]!r}; known are {', '.join(sorted(_KEYWORDS))}", path=name)
-        context = current_context()
-        subject = _text(given, "subject", context)
-        event_id, chosen = given.get("event_id"), given.get("event_id") is not None
-        event_id = _require(event_id, "event_id") if chosen else CLOCK.event_id()
-        refs, contents = _payloads(given.get("payloads"), event_id, subject)
-        details = given.get("details")
-        if details is not None and not isinstance(details, Mapping):
-            raise EntryRefused(f"details is a dict, not {type(details).__name__}", path="details")
-        optional = {name: _text(given, name, context) for name in _OPTIONAL}
-        fields = Fields(
-            v=ent.VERSION, log=self._handle.genesis.origin, event_id=event_id, timestamp=_timestamp(given.get("timestamp")),
-            recorded_at="", event_type=_require(given.get("event_type"), "event_type"),
-            actor=_require(given.get("actor", context.get("actor")), "actor"),
-            actor_type=_require(given.get("actor_type", context.get("actor_type")), "actor_type"),
-            resource=_require(given.get("resource"), "resource"), action=_require(given.get("action"), "action"),
-            outcome=_require(given.get("outcome", "success"), "outcome"), details=dict(details or {}), payloads=refs,
-            **{**optional, "service": optional["service"] or self.service},
-        )  # fmt: skip
-        draft = ent.encode_draft(fields)
-        return Event(draft, contents, Given(fields, given.get("timestamp") is not None) if chosen else None)
+    def _event(self, given: Mapping[str, Any]) -> Event:
+        return build_event(given, self._handle.genesis.origin, self.service)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -352,7 +272,7 @@ class AuditLogger:
         """Make everything durable and end. Another logger of the same path in this process goes on."""
         if not self._closed:
             self._closed = True
-            _release(self.path)
+            release(self.path)
 
     def __enter__(self) -> AuditLogger:
         return self
@@ -364,163 +284,6 @@ class AuditLogger:
         return f"<AuditLogger {self.path}>"
 
 
-_KEYWORDS = frozenset({*_OPTIONAL, "event_type", "actor", "actor_type", "resource", "action", "outcome", "details",
-                       "timestamp", "payloads", "event_id"})  # fmt: skip
-_POSITIONS = ("event_type", "actor", "actor_type", "resource", "action", "outcome", "details", "session_id", "ip_address")
-
-
-def log_path(given: str | os.PathLike[str] | None) -> Path:
-    """The argument, else ``$TALLY_LOG``, else ``./audit_log``, absolute."""
-    chosen = given if given is not None else os.environ.get("TALLY_LOG") or "audit_log"
-    path = Path(os.path.abspath(os.path.expanduser(os.fspath(chosen))))
-    if path.is_file():
-        raise StoreError(f"{path} is a file; a log is a folder (importing such a file comes later): name another path")
-    return path
-
-
-def is_log(folder: Path) -> bool:
-    """True for a folder that holds a log."""
-    return (folder / "log.vkey").is_file() or (folder / "segments").is_dir()
-
-
-def read_genesis(folder: Path) -> Genesis:
-    """``log.vkey`` of a log; ``LogMissing`` where there is none."""
-    try:
-        with (folder / "log.vkey").open("rb") as file:
-            return Genesis.parse(file.read(16_384))
-    except FileNotFoundError:
-        raise LogMissing(f"there is no log at {folder} (no log.vkey); tally init {folder} makes one") from None
-
-
-def open_or_create(
-    folder: Path, memory: Memory, *, create: bool, retention_days: int | None = None, origin: str | None = None
-) -> None:
-    """Make the log where neither it nor a memory of it is; otherwise do nothing, or say what is missing."""
-    if is_log(folder):
-        return
-    known, others = memory.get(folder), folder.exists() and any(folder.iterdir())
-    if is_log(folder):
-        return  # somebody made it while we looked: what we saw of it then is no sign of anything else
-    if known is not None:
-        when = format_time(known.seen_us)[:16].replace("T", " ")
-        raise LogMissing(
-            f"the log {known.origin} with {known.size:,} entries, last seen here at {folder} on {when} UTC, is gone. "
-            f"Restore it; or, if that is meant, tally trust --forget {folder} and begin anew"
-        )
-    if not create:
-        raise LogMissing(f"there is no log at {folder}, and none was to be made; tally init {folder} makes one")
-    if others:
-        raise StoreError(f"{folder} is a folder with other things in it; name an empty or a new one")
-    make_log(folder, memory, retention_days=365 if retention_days is None else retention_days, origin=origin)
-
-
-def make_log(folder: Path, memory: Memory, *, retention_days: int, origin: str | None) -> None:
-    """Make it, remember it, and tell whoever made it once, on standard error."""
-    check_parent(folder)
-    name = origin or _default_origin(folder)
-    try:
-        check_origin(name)
-    except Malformed as e:
-        raise ValueError(str(e)) from None
-    keys = folder.with_name(folder.name + ".keys")
-    settings = cfg.build_settings(name, local_zone_name(), f"../{keys.name}", retention_days)
-    details = {"tool": f"tallystick {VERSION}", "host": host_name(), "user": system_user()}
-    genesis = create(Plan(folder, keys, name, settings, details), CLOCK, DISK, exists=is_log)
-    if genesis is None:
-        return
-    first = genesis.open()
-    vkey = genesis.vkey.format()
-    memory.put(folder, Known(name, vkey, first.root.hex(), 1, first.root.hex(), CLOCK.wall_us()))
-    sys.stderr.write(
-        f"tallystick made a new log\n  folder   {folder}\n  origin   {name}\n  key      {vkey}\n"
-        f"  keeps    entries {retention_days} days; values of audited functions (500 characters each) encrypted\n"
-        f"  keys     {keys}  (keep them out of backups of the log; keep a copy of the line 'key' elsewhere)\n"
-    )
-
-
-def _default_origin(folder: Path) -> str:
-    name = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "-" for c in folder.name.lower())[:40]
-    return f"{host_name()}/{name.strip('.-') or 'log'}/{os.urandom(6).hex()}"
-
-
-def _indexes(folder: Path, genesis: Genesis) -> list[Index]:
-    """The log's own index, and for those who may not write there one in their cache."""
-    found = [Index(folder / "index.db")]
-    if not os.access(folder, os.W_OK):
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        cache = Path(base) / "tallystick" / "index"
-        try:
-            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            name = hashlib.sha256(f"{genesis.vkey.format()}\0{folder}".encode()).hexdigest()[:24]
-            found.append(Index(cache / f"{name}.db"))
-        except OSError:
-            pass
-    return found
-
-
-def _shared(folder: Path) -> _Handle:
-    key = (os.path.realpath(folder), os.getpid())
-    with _open_lock:
-        handle = _open.get(key)
-        if handle is None:
-            handle = _open[key] = _Handle(folder)
-            _users[key] = 0
-        _users[key] += 1
-        return handle
-
-
-def _release(folder: Path) -> None:
-    key = (os.path.realpath(folder), os.getpid())
-    with _open_lock:
-        if key not in _open:
-            return
-        _users[key] -= 1
-        if _users[key] == 0:
-            _open.pop(key).close()
-            del _users[key]
-
-
-_users: dict[tuple[str, int], int] = {}
-
-
-def _before_fork() -> None:
-    _open_lock.acquire()
-    for handle in _open.values():
-        handle.writer.groups.hold()
-        handle.writer.busy.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    for handle in _open.values():
-        handle.writer.busy.release()
-        handle.writer.groups.release()
-    _open_lock.release()
-
-
-def _after_fork_in_child() -> None:
-    global _open_lock  # noqa: PLW0603  # the parent's lock cannot be trusted in the child
-    handles, users = dict(_open), dict(_users)
-    _open.clear()
-    _users.clear()
-    _open_lock = threading.RLock()
-    for (path, _), handle in handles.items():
-        handle.after_fork()
-        _open[(path, os.getpid())] = handle
-    for (path, _), count in users.items():
-        _users[(path, os.getpid())] = count
-
-
-def _close_all() -> None:
-    with _open_lock:
-        for key in list(_open):
-            if key[1] == os.getpid():
-                _open.pop(key).close()
-                _users.pop(key, None)
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
-atexit.register(_close_all)
-
 
 @functools.cache
 def default_logger() -> AuditLogger:
@@ -531,87 +294,12 @@ def default_logger() -> AuditLogger:
 audited = build_audited(lambda: default_logger())
 
 
-def _log_names(args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
-    if len(args) > len(_POSITIONS):
-        raise TypeError(f"alog() takes {len(_POSITIONS)} positional arguments, {len(args)} were given")
-    bound = dict(zip(_POSITIONS, args, strict=False))
-    twice = set(bound) & set(keywords)
-    if twice:
-        raise TypeError(f"alog() got {sorted(twice)[0]} twice")
-    return {**bound, **keywords}
-
-
 def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
     if not done.done():
         if error is None:
             done.set_result(None)
         else:
             done.set_exception(error)
-
-
-def _require(value: Any, name: str) -> str:
-    if isinstance(value, Enum):
-        value = value.value
-    if value is None:
-        raise EntryRefused(f"{name} is missing", path=name)
-    if not isinstance(value, str):
-        raise EntryRefused(f"{name} is text, not {type(value).__name__}", path=name)
-    return value if type(value) is str else str.__str__(value)
-
-
-def _text(given: dict[str, Any], name: str, context: Mapping[str, Any]) -> str | None:
-    value = given.get(name)
-    if value is None:
-        value = context.get(name)
-    return None if value is None else _require(value, name)
-
-
-def _timestamp(value: Any) -> str:
-    if value is None:
-        return format_time(CLOCK.wall_us())
-    if isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise EntryRefused("timestamp needs a time zone: datetime.now(timezone.utc), not utcnow()", path="timestamp")
-        us = to_us(value)
-    elif isinstance(value, str):
-        try:
-            us = parse_asked(value, zone=UTC)
-        except (ValueError, TypeError) as e:
-            raise EntryRefused(f"timestamp: {e}", path="timestamp") from None
-    else:
-        raise EntryRefused(f"timestamp is an aware datetime or text, not {type(value).__name__}", path="timestamp")
-    try:
-        return format_time(us)
-    except ValueError as e:
-        raise EntryRefused(f"timestamp: {e}", path="timestamp") from None
-
-
-def _payloads(given: Any, event_id: str, subject: str | None) -> tuple[dict[str, PayloadRef], tuple[Content, ...]]:
-    if not given:
-        return {}, ()
-    if not isinstance(given, Mapping):
-        raise EntryRefused("payloads is a dict of name → text or bytes", path="payloads")
-    refs: dict[str, PayloadRef] = {}
-    contents = []
-    for name, value in given.items():
-        ent.check_payload_name(name)
-        payload = _payload(name, value)
-        if len(payload.content) > PAYLOAD_BYTES_MAX:
-            raise EntryRefused(f"payloads.{name}: more than {PAYLOAD_BYTES_MAX:,} bytes", path=f"payloads.{name}")
-        salt = os.urandom(SALT_BYTES)
-        refs[name] = PayloadRef(commit(salt, payload.content), len(payload.content), payload.media_type)
-        contents.append(Content(Place(event_id, name, subject), salt, payload.content))
-    return refs, tuple(contents)
-
-
-def _payload(name: str, value: Any) -> Payload:
-    if isinstance(value, Payload):
-        return value
-    if isinstance(value, str):
-        return Payload(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, bytes | bytearray):
-        return Payload(bytes(value), "application/octet-stream")
-    raise EntryRefused(f"payloads.{name}: text, bytes or Payload, not {type(value).__name__}", path=f"payloads.{name}")
 
 
 def _arg_name(entry: AuditEntry, key: str) -> str:
@@ -621,4 +309,4 @@ def _arg_name(entry: AuditEntry, key: str) -> str:
     return key
 
 
-__all__ = ["AuditLogger", "audited", "default_logger", "log_path", "open_or_create"]
+__all__ = ["AuditLogger", "audited", "default_logger"]

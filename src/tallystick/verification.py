@@ -25,8 +25,9 @@ from .index import Index
 from .keys import KeyFolder, Mark
 from .log.check import Checker, Reference
 from .log.view import LogView
-from .logger import AuditLogger, read_genesis
+from .logger import AuditLogger
 from .memory import Known, Memory
+from .opening import read_genesis
 from .store.segments import SegmentStore
 from .vault import Vault
 

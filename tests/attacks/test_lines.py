@@ -389,7 +389,7 @@ def test_log_and_key_replaced_together(case: Case, tmp_path: Path) -> None:
 
 def test_the_same_origin_with_another_key_elsewhere(case: Case, tmp_path: Path) -> None:
     origin = case.read("checkpoint").split(b"\n")[0].decode()
-    from tallystick.logger import make_log
+    from tallystick.opening import make_log
 
     make_log(tmp_path / "fake", Memory(None), retention_days=365, origin=origin)
     verdict = verify_log(tmp_path / "fake", memory=case.memory)

@@ -167,7 +167,7 @@ def test_wide_content_stays_within_100_columns(process, log):
 
 def test_an_unexpected_error_is_one_line_and_never_1(process, tmp_path):
     script = tmp_path / "broken.py"
-    script.write_text("import sys, tallystick.logger as l\nl.log_path = lambda g: 1/0\nfrom tallystick.cli import main\nmain(sys.argv[1:])\n")
+    script.write_text("import sys, tallystick.opening as l\nl.log_path = lambda g: 1/0\nfrom tallystick.cli import main\nmain(sys.argv[1:])\n")
     done = subprocess.run([sys.executable, script, "query"], capture_output=True, check=False)
     assert done.returncode == 2
     assert b"internal error: ZeroDivisionError" in done.stderr

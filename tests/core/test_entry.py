@@ -77,7 +77,7 @@ def test_a_draft_becomes_the_same_line(given_fields: Fields) -> None:
     import msgspec
 
     waiting = msgspec.structs.replace(given_fields, recorded_at="")
-    assert ent.encode_draft(waiting, own=True).line(given_fields.recorded_at) == ent.encode(given_fields)
+    assert ent.encode_draft(waiting, own=True).line(given_fields.recorded_at.encode()) == ent.encode(given_fields)
 
 
 @given(fields(), st.data())

@@ -8,10 +8,11 @@ from pathlib import Path
 from tallystick import AuditLogger
 from tallystick.clock import CLOCK, Clock
 from tallystick.disk import DISK, Disk
+from tallystick.handles import Handle
 from tallystick.log.keeper import Keeper
 from tallystick.log.writer import Writer
-from tallystick.logger import _Handle, make_log
 from tallystick.memory import Memory
+from tallystick.opening import make_log
 
 
 class NoThread(Keeper):
@@ -42,7 +43,7 @@ class Bench(AuditLogger):
         self, folder: Path, memory: Memory, disk: Disk = DISK, *, clock: Clock = CLOCK, segment_bytes: int | None = None
     ) -> None:
         self.path, self.memory, self.service, self._closed = folder, memory, None, False
-        self._handle = handle = _Handle(folder, disk)
+        self._handle = handle = Handle(folder, disk)
         handle.writer = Writer(
             handle.store, handle.view, handle.keys, handle.vault, clock,
             segment_bytes=segment_bytes or handle.settings.segments.bytes, config=lambda: (folder / "log.toml").read_bytes(),

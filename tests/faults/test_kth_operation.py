@@ -18,7 +18,7 @@ from tallystick.core.errors import StateUnknown, StoreError
 from tallystick.core.genesis import Genesis
 from tallystick.disk import Disk
 from tallystick.log.create import Plan, create
-from tallystick.logger import is_log
+from tallystick.opening import is_log
 from tallystick.retention.archive import archive
 
 from .disks import COLUMNS, FaultDisk, HalfWrite, attempt, tries

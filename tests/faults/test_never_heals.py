@@ -11,7 +11,7 @@ import pytest
 
 from tallystick.core.errors import StateUnknown
 from tallystick.keys import KeyFolder
-from tallystick.logger import make_log
+from tallystick.opening import make_log
 
 from .judge import event
 from .lab import BootClock, Lab

@@ -13,8 +13,8 @@ import pytest
 from tallystick import AuditLogger
 from tallystick.clock import CLOCK
 from tallystick.log.create import Plan, create
-from tallystick.logger import is_log
 from tallystick.memory import Known, Memory
+from tallystick.opening import is_log
 from tallystick.retention.archive import archive
 
 from .disks import attempt

@@ -18,8 +18,8 @@ import pytest
 from tallystick import AuditLogger, index
 from tallystick.core.errors import StoreError
 from tallystick.log.create import creation_lock
-from tallystick.logger import is_log
 from tallystick.memory import Known, Memory
+from tallystick.opening import is_log
 
 from ..faults.judge import all_lines, event, judge, judge_as_it_is
 from ..faults.lab import Lab

@@ -42,7 +42,7 @@ def command(args: tuple[str, ...], older_than: int | None, as_json: bool) -> Non
 
 
 def _places(args: tuple[str, ...]) -> tuple[Path, Path]:
-    from ..logger import is_log, log_path
+    from ..opening import is_log, log_path
 
     if len(args) > 2:
         raise click.UsageError(f"archive takes [LOG] [DEST], not {len(args)} arguments")

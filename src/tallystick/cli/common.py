@@ -87,7 +87,7 @@ def is_event(text: str) -> bool:
 
 def find_log(given: str | None) -> Path:
     """LOG: the argument, else ``$TALLY_LOG``, else ``./audit_log``."""
-    from ..logger import log_path
+    from ..opening import log_path
 
     if given is not None and is_event(given):
         raise click.UsageError(f"{given} is an entry, not a folder; to see it: tally show '{given}'")

@@ -24,7 +24,7 @@ def command(log: str | None, origin: str | None, retention_days: int, as_json: b
     """Make a new log: a folder, and beside it a folder with its private keys."""
     from ..config import keys_folder, read_settings
     from ..core.errors import StoreError
-    from ..logger import is_log, open_or_create, read_genesis
+    from ..opening import is_log, open_or_create, read_genesis
 
     path = find_log(log)
     if is_log(path):

@@ -21,7 +21,7 @@ Example:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def vkey(log: str | None, as_json: bool) -> None:
     """Print the verifier key: one line, public, to be kept elsewhere and given to whoever checks."""
-    from ..logger import read_genesis
+    from ..opening import read_genesis
 
     path = find_log(log)
     key = read_genesis(path).vkey

@@ -32,7 +32,7 @@ Example:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def command(log: str | None = None, as_json: bool = False) -> int:
     """How the log is doing: size, newest entry, last verified, what needs you."""
-    from ..logger import is_log
+    from ..opening import is_log
 
     path = find_log(log)
     if not is_log(path) and user_memory().get(path) is None and not as_json:

@@ -52,6 +52,7 @@ class AuditEventType(str, Enum):  # noqa: UP042  # the chapter's enum is str and
 
 
 EVENT_TYPES = tuple(t.value for t in AuditEventType)
+_EVENT_TYPES = frozenset(EVENT_TYPES)
 ACTOR_TYPES = ("user", "system", "service", "agent")
 OUTCOMES = ("success", "failure", "partial", "denied")
 _DOTTED = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)+", re.ASCII)
@@ -59,6 +60,7 @@ _EVENT_ID = re.compile(r"evt_[0-9a-f]{32}", re.ASCII)
 _GIVEN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}", re.ASCII)
 _PAYLOAD_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}", re.ASCII)
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_FLOAT_MIN, _FLOAT_MAX = 1e-4, 1e15
 
 
 class PayloadRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -148,17 +150,18 @@ _decoder = msgspec.json.Decoder(Fields)
 
 
 class Draft(NamedTuple):
-    """An encoded event that waits for its ``recorded_at``. ``line(text)`` completes it."""
+    """An encoded event that waits for its ``recorded_at``: the line is ``head + recorded_at + tail``."""
 
     event_id: str
     head: bytes
     tail: bytes
 
-    def line(self, recorded_at: str) -> bytes:
+    def line(self, recorded_at: bytes) -> bytes:
         """The finished line, without newline."""
-        return b'%b,"recorded_at":"%b%b' % (self.head, recorded_at.encode(), self.tail)
+        return self.head + recorded_at + self.tail
 
 
+_HOLE = b',"recorded_at":"'
 _PLACE = "0000-00-00T00:00:00.000000Z"  # as long as a stored time, so that sizes are known before it is
 
 
@@ -169,18 +172,11 @@ def encode_draft(fields: Fields, *, own: bool = False) -> Draft:
     else is raised for bad content.
     """
     check_fields(fields, own=own)
-    if fields.details:
-        plain = _plain(fields.details, "details", 1)
-        if plain is not fields.details:
-            fields = msgspec.structs.replace(fields, details=plain)
-    try:
-        text = _encoder.encode(fields)
-    except UnicodeEncodeError as e:
-        raise _surrogate(fields) from e
+    text = encode(fields)
     # {"v":1,"log":"<origin>","event_id":"<id>","timestamp":"<27>" – origin and id need no escapes
-    cut = text.index(b',"recorded_at":""')
-    draft = Draft(fields.event_id, text[:cut], text[cut + len(b',"recorded_at":"') :])
-    size = len(draft.head) + len(draft.tail) + len(b',"recorded_at":"') + len(_PLACE)
+    cut = text.index(_HOLE) + len(_HOLE)
+    draft = Draft(fields.event_id, text[:cut], text[cut:])
+    size = len(text) + len(_PLACE)
     if size > LINE_BYTES_MAX:
         raise EntryRefused(
             f"the entry would be {size:,} bytes, {LINE_BYTES_MAX:,} is the limit; keep long content in payloads=…",
@@ -206,7 +202,7 @@ def decode(line: bytes) -> Fields:
 
 def encode(fields: Fields) -> bytes:
     """Fields → the bytes of the line. ``EntryRefused`` where the grammar has no spelling for them."""
-    if fields.details:
+    if fields.details and not _is_plain(fields.details, 1):
         plain = _plain(fields.details, "details", 1)
         if plain is not fields.details:
             fields = msgspec.structs.replace(fields, details=plain)
@@ -236,12 +232,15 @@ def check_fields(fields: Fields, *, own: bool = False) -> None:
             path="event_id",
         )
     parse_time(fields.timestamp)
-    check_event_type(fields.event_type, own=own)
-    _one_of("actor_type", fields.actor_type, ACTOR_TYPES)
-    _one_of("outcome", fields.outcome, OUTCOMES)
-    for name in ("actor", "action", "resource"):
-        if not getattr(fields, name):
-            raise EntryRefused(f"{name} must not be empty", path=name)
+    if fields.event_type not in _EVENT_TYPES:
+        check_event_type(fields.event_type, own=own)
+    if fields.actor_type not in ACTOR_TYPES:
+        raise _not_one_of("actor_type", fields.actor_type, ACTOR_TYPES)
+    if fields.outcome not in OUTCOMES:
+        raise _not_one_of("outcome", fields.outcome, OUTCOMES)
+    if not (fields.actor and fields.action and fields.resource):
+        name = next(n for n in ("actor", "action", "resource") if not getattr(fields, n))
+        raise EntryRefused(f"{name} must not be empty", path=name)
     if not own and fields.actor == OWN_ACTOR and fields.actor_type == "system":
         raise EntryRefused('the actor "tallystick" of type "system" is the log itself; use another name', path="actor")
     if fields.payloads:
@@ -250,7 +249,7 @@ def check_fields(fields: Fields, *, own: bool = False) -> None:
 
 def check_event_type(name: str, *, own: bool = False) -> None:
     """A type is one of the eight or a lower-case dotted name; ``log.*`` is the log's own."""
-    if name in EVENT_TYPES:
+    if name in _EVENT_TYPES:
         return
     if not _DOTTED.fullmatch(name):
         raise EntryRefused(
@@ -284,9 +283,39 @@ def _check_payloads(refs: Mapping[str, PayloadRef]) -> None:
             raise EntryRefused("commitment (64 hex), size or media type is wrong", path=f"payloads.{name}")
 
 
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise EntryRefused(f"{name} {value[:80]!r} is not one of {', '.join(allowed)}", path=name)
+def _not_one_of(name: str, value: str, allowed: Sequence[str]) -> EntryRefused:
+    return EntryRefused(f"{name} {value[:80]!r} is not one of {', '.join(allowed)}", path=name)
+
+
+def _is_plain(value: dict[Any, Any], depth: int) -> bool:
+    """True if the encoder writes ``value`` in its one spelling as it is, which nearly always holds. False says nothing:
+    ``_plain`` finds out what is to be changed or refused."""
+    for key, item in value.items():
+        if type(key) is not str:
+            return False
+        kind = type(item)
+        if kind is str or item is None or kind is bool or (kind is int and INT_MIN <= item <= INT_MAX):
+            continue
+        if kind is float:
+            # between these bounds, and with a fraction, msgspec and RFC 8785 write the same digits
+            if not (_FLOAT_MIN <= item < _FLOAT_MAX or _FLOAT_MIN <= -item < _FLOAT_MAX) or item % 1 == 0:
+                return False
+        elif kind is dict:
+            if depth >= DEPTH_MAX or not _is_plain(item, depth + 1):
+                return False
+        elif kind is not list or depth >= DEPTH_MAX or not _is_plain_list(item, depth + 1):
+            return False
+    return True
+
+
+def _is_plain_list(value: list[Any], depth: int) -> bool:
+    for item in value:
+        kind = type(item)
+        if not (kind is str or item is None or kind is bool or (kind is int and INT_MIN <= item <= INT_MAX)) and (
+            kind is not dict or depth >= DEPTH_MAX or not _is_plain(item, depth + 1)
+        ):
+            return False
+    return True
 
 
 def _plain(value: Any, path: str, depth: int) -> Any:

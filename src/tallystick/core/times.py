@@ -24,6 +24,8 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _LAST_US = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
+_FRACTION = re.compile(r"\.[0-9]{6}Z", re.ASCII)
+_parsed = ("", 0)  # the last second that was parsed
 _second = (-1, "")  # the last second that was formatted and its text: log times come in bursts
 
 
@@ -42,6 +44,11 @@ def format_time(us: int) -> str:
 
 def parse_time(text: str) -> int:
     """The stored spelling → microseconds since the epoch. ``Malformed`` for any other spelling or an impossible date."""
+    global _parsed  # noqa: PLW0603  # as above
+    start, known = _parsed
+    fraction = text[19:]
+    if text[:19] == start and _FRACTION.fullmatch(fraction):
+        return known + int(fraction[1:7])
     if not _STORED.fullmatch(text):
         raise Malformed(f"not a stored time (2026-11-24T08:12:04.123456Z): {text[:40]!r}")
     try:
@@ -52,6 +59,7 @@ def parse_time(text: str) -> int:
     if hour > 23 or minute > 59 or second > 59 or day.year < 1970:
         raise Malformed(f"no such time: {text!r}")
     seconds = (day.toordinal() - _EPOCH_DAY) * 86_400 + hour * 3600 + minute * 60 + second
+    _parsed = (text[:19], seconds * SECOND_US)
     return seconds * SECOND_US + int(text[20:26])
 
 

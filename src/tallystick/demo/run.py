@@ -172,7 +172,7 @@ def _agreed(story: Story, plan: InstallPlan, *, yes: bool) -> bool:
 
 def check_folder(story: Story) -> None:
     """``DemoError`` unless the folder is new, empty, or an earlier demo's: nobody else's log is touched."""
-    from ..logger import is_log, read_genesis
+    from ..opening import is_log, read_genesis
 
     if is_log(story.log):
         origin = read_genesis(story.log).origin
@@ -185,7 +185,8 @@ def check_folder(story: Story) -> None:
 @contextmanager
 def open_demo_log(story: Story) -> Iterator[AuditLogger]:
     """The log of this folder: a new one, or the one of an earlier demo."""
-    from ..logger import AuditLogger, is_log, open_or_create
+    from ..logger import AuditLogger
+    from ..opening import is_log, open_or_create
 
     memory = default_memory(os.environ)
     story.folder.mkdir(parents=True, exist_ok=True)

@@ -275,12 +275,12 @@ class Writer:
         group = [*own, *events]
         if not group:
             return
-        recorded_at, day = format_time(now), utc_day(now)
+        stamp, day = format_time(now).encode(), utc_day(now)
         for event in group:
             for content in event.contents:
                 self._vault.put(content.place, content.salt, content.content, day=day)
         self._vault.sync()
-        lines = [event.draft.line(recorded_at) for event in group]
+        lines = [event.draft.line(stamp) for event in group]
         state = self._room(state, day, sum(map(len, lines)) + len(lines))
         frontier = state.frontier.copy()
         self._append_lines(state, lines, frontier)
