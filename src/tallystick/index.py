@@ -151,19 +151,24 @@ class _ForkGate:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._inside: set[int] = set()
+        # reentrant, and counted: the garbage collector may close a forgotten connection in the middle of anything below
+        self._changed = threading.Condition(threading.RLock())
+        self._inside: dict[int, int] = {}
         self._closing = False
 
     def __enter__(self) -> None:
+        me = threading.get_ident()
         with self._changed:
-            while self._closing:
+            while self._closing and me not in self._inside:
                 self._changed.wait()
-            self._inside.add(threading.get_ident())
+            self._inside[me] = self._inside.get(me, 0) + 1
 
     def __exit__(self, *_: object) -> None:
+        me = threading.get_ident()
         with self._changed:
-            self._inside.discard(threading.get_ident())
+            self._inside[me] -= 1
+            if not self._inside[me]:
+                del self._inside[me]
             if self._closing:
                 self._changed.notify_all()
 
@@ -171,7 +176,7 @@ class _ForkGate:
         """Before fork. A signal handler may fork in the middle of a call of its own thread: that one is not waited for."""
         self._changed.acquire()
         self._closing = True
-        while self._inside - {threading.get_ident()}:
+        while set(self._inside) - {threading.get_ident()}:
             self._changed.wait()
 
     def open(self) -> None:

@@ -117,8 +117,10 @@ class KeyFolder:
         """Write the next slot. Not durable until ``sync``; if we die here the other slot, one group older, holds."""
         if self._mark_fd is None:
             self._mark_fd = self._disk.open(self.path / "mark", os.O_RDWR | os.O_CREAT, 0o600, like=self.path)
-        known = self.read_mark() if self._sequence < 0 else None
-        self._sequence = max(self._sequence, known.sequence if known else -1) + 1
+        if self._sequence < 0:
+            known = self.read_mark()
+            self._sequence = known.sequence if known else -1
+        self._sequence += 1
         mark = Mark(self._sequence, origin, size, root, epoch)
         # always the same length: a slot that grew could outlive the new size of the file, and be cut, in a power loss
         self._disk.write_at(self._mark_fd, mark.format().ljust(SLOT_USED, b"\0"), (mark.sequence % 2) * SLOT_BYTES)

@@ -143,8 +143,9 @@ def test_a_failed_sync_breaks_the_handle_and_a_failed_write_can_be_taken_back(tm
         store.append(1, b"c\n")
         assert lines_of(store) == [b"a", b"c"]
         disk.fail = "sync"
+        store.append(2, b"d\n")
         with pytest.raises(OSError):
-            store.append(2, b"d\n")
+            store.sync()
         assert store.broken
     store.close()
 
@@ -169,3 +170,60 @@ def test_the_first_segment_can_be_dropped(store):
         store.drop(store.segments()[0])
     assert [s.start for s in store.segments()] == [1]
     assert lines_of(store) == [b"b"]
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_handle_knows_whether_and_what_others_wrote(kind, tmp_path):
+    mine, other = (STORES[kind](tmp_path / "log") for _ in range(2))
+    with mine.exclusive(1):
+        mine.roll(0)
+        mine.append(0, b"a\n")
+        mine.sync()
+        mine.put_head(b"one")
+        assert not mine.untouched(b"one")  # it did not note itself yet
+        mine.note_holder("boot", clean=False, durable=False)
+        assert mine.untouched(b"one")
+        assert not mine.untouched(b"two")
+        assert mine.appended(100) == b""
+    with other.exclusive(1):
+        other.attach(other.segments()[0], 2)
+        other.note_holder("boot", clean=False, durable=False)
+        assert not other.untouched(b"one")  # it never looked at the head
+        other.append(1, b"b\nc\n")
+        other.sync()
+    with mine.exclusive(1):
+        assert not mine.untouched(b"one")
+        mine.note_holder("boot", clean=False, durable=False)
+        assert not mine.untouched(b"one")
+        assert mine.appended(3) is None
+        assert mine.appended(4) == b"b\nc\n"
+        assert not mine.continues(3)
+        mine.advance(4)
+        assert mine.appended(100) == b""
+        assert mine.untouched(b"one")
+        assert mine.append(3, b"d\n") == 6
+    with other.exclusive(1):
+        other.advance(2)
+        other.roll(4)
+    with mine.exclusive(1):
+        assert mine.continues(4)
+    mine.close()
+    assert mine.appended(100) is None
+    other.close()
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "lock", "segments/00000000000000000000.jsonl"])
+def test_a_file_that_was_replaced_is_seen(name, tmp_path):
+    store = make_segments(tmp_path / "log")
+    with store.exclusive(1):
+        store.roll(0)
+        store.append(0, b"a\n")
+        store.put_head(b"one")
+        assert not store.moved()
+        path = store.folder / name
+        (store.folder / "copy").write_bytes(path.read_bytes() if path.exists() else b"")
+        os.replace(store.folder / "copy", path)
+        assert store.moved()
+        path.unlink()
+        assert store.moved()
+    store.close()

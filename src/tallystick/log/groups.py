@@ -18,18 +18,23 @@ LINGER_S_MAX = 0.004
 
 
 class Request:
-    """One caller's share of a group: set to ``result`` or ``error`` exactly once, then ``done`` is called."""
+    """One caller's share of a group: set to ``result`` or ``error`` exactly once, then ``done`` is called or the caller woken.
 
-    __slots__ = ("_wake", "content", "done", "error", "leads", "result")
+    ``returns``: its caller waits for it and may come back with the next one at once.
+    """
 
-    def __init__(self, content: Any, done: Callable[[Request], None] | None = None) -> None:
+    __slots__ = ("_wake", "content", "done", "error", "leads", "result", "returns")
+
+    def __init__(self, content: Any, done: Callable[[Request], None] | None = None, *, returns: bool = True) -> None:
         self.content = content
         self.result: Any = None
         self.error: BaseException | None = None
         self.leads = False
         self.done = done
-        self._wake = threading.Lock()
-        self._wake.acquire()
+        self.returns = returns
+        if done is None:
+            self._wake = threading.Lock()
+            self._wake.acquire()
 
     def finish(self) -> None:
         """Wake the caller."""
@@ -50,43 +55,79 @@ class Request:
 
 class GroupCommit:
     """Serialises ``commit(requests)`` among threads. ``commit`` sets result or error of each request; it raises only what is
-    meant for the leading thread alone (an interrupt), after it did so."""
+    meant for the leading thread alone (an interrupt), after it did so. Requests without a waiting thread are led by a helper."""
 
     def __init__(self, commit: Callable[[list[Request]], None]) -> None:
         self._commit = commit
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
+        self._quiet = threading.Condition(self._lock)
+        self._called = threading.Condition(self._lock)
         self._pending: list[Request] = []
+        self._returning = 0  # among the pending
         self._leading = False
         self._expected = 1
         self._last_s = 0.0
         self._helper: threading.Thread | None = None
-        self._quiet = threading.Condition(self._lock)
+        self._wanted = self._stopped = False
+        self.groups = 0  # committed so far, for the bench
 
     def run(self, request: Request) -> None:
         """Commit one request together with whoever else waits; returns when it is finished."""
-        if not self._enqueue(request):
+        with self._lock:
+            leads = self._enqueue(request)
+        if not leads:
             request.wait()
             if not request.leads:
                 return
         self._lead()
 
     def submit(self, request: Request) -> None:
-        """Like ``run``, without waiting: a helper thread leads where nobody else does; ``request.done`` is called."""
-        if self._enqueue(request):
-            threading.Thread(target=self._lead, name="tallystick-commit", daemon=True).start()
+        """Like ``run``, without waiting: the helper leads where nobody else does; ``request.done`` is called."""
+        with self._lock:
+            if self._enqueue(request):
+                self._call_helper()
+
+    def stop(self) -> None:
+        """End the helper once nothing is pending; a later ``submit`` starts another one."""
+        with self._lock:
+            helper, self._helper = self._helper, None
+            self._stopped = True
+            self._called.notify()
+        if helper is not None:
+            helper.join()
+        self._stopped = False
 
     def _enqueue(self, request: Request) -> bool:
-        with self._lock:
-            self._pending.append(request)
-            if self._leading:
-                if len(self._pending) >= self._expected:
-                    self._arrived.notify()
-                return False
-            self._leading = True
-            return True
+        """True if the caller is to see to it that somebody leads."""
+        self._pending.append(request)
+        self._returning += request.returns
+        if self._leading:
+            if self._returning >= self._expected:
+                self._arrived.notify()
+            return False
+        self._leading = True
+        return True
 
-    def _lead(self) -> None:
+    def _call_helper(self) -> None:
+        self._wanted = True
+        if self._helper is None:
+            self._helper = threading.Thread(target=self._help, name="tallystick-commit", daemon=True)
+            self._helper.start()
+        self._called.notify()
+
+    def _help(self) -> None:
+        me = threading.current_thread()
+        while True:
+            with self._lock:
+                while not self._wanted:
+                    if self._stopped or self._helper is not me:
+                        return
+                    self._called.wait()
+                self._wanted = False
+            self._lead(helper=True)
+
+    def _lead(self, *, helper: bool = False) -> None:
         while True:
             group = self._gather()
             started = time.monotonic()
@@ -95,43 +136,45 @@ class GroupCommit:
                 self._commit(group)
             except BaseException as e:  # noqa: BLE001  # the group is told and the next one led before it goes on
                 interrupt = e
-            successor = self._hand_over(len(group), time.monotonic() - started)
+            again = self._hand_over(group, time.monotonic() - started, helper=helper)
             for request in group:
                 if not request.leads:
                     request.finish()
-                elif request.done is not None:  # a leader without a thread of his own
-                    request.done(request)
-            if successor is not None and interrupt is not None and successor.done is not None:
-                threading.Thread(target=self._lead, name="tallystick-commit", daemon=True).start()
-            elif successor is not None and successor.done is None:
-                successor.lead()
-            elif successor is not None:
-                successor.leads = True  # this thread goes on in his place
+            if again:
                 continue
-            if interrupt is not None:
+            if interrupt is not None and not helper:
                 raise interrupt
             return
 
     def _gather(self) -> list[Request]:
         with self._lock:
-            if len(self._pending) < self._expected:
+            if self._returning < self._expected:
                 deadline = time.monotonic() + min(self._last_s * LINGER_PART, LINGER_S_MAX)
-                while len(self._pending) < self._expected:
+                while self._returning < self._expected:
                     left = deadline - time.monotonic()
                     if left <= 0 or not self._arrived.wait(left):
                         break
-            group, self._pending = self._pending, []
+            group, self._pending, self._returning = self._pending, [], 0
             return group
 
-    def _hand_over(self, size: int, seconds: float) -> Request | None:
+    def _hand_over(self, group: list[Request], seconds: float, *, helper: bool) -> bool:
+        """Somebody else leads what is pending, or nobody; True if this is the helper's to go on with."""
         with self._lock:
-            self._expected = size + len(self._pending)
+            self.groups += 1
+            self._expected = sum(r.returns for r in group) + self._returning
             self._last_s = seconds
-            if self._pending:
-                return self._pending[0]
-            self._leading = False
-            self._quiet.notify_all()
-            return None
+            if not self._pending:
+                self._leading = False
+                self._quiet.notify_all()
+                return False
+            waiting = next((r for r in self._pending if r.done is None), None)
+            if waiting is not None:
+                waiting.lead()
+            elif helper:
+                return True
+            else:
+                self._call_helper()
+            return False
 
     def hold(self) -> None:
         """Wait until no group is in flight and let none begin (before fork)."""

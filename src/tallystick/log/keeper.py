@@ -20,12 +20,18 @@ class Keeper:
         self._writer, self._view = writer, view
         self._stop, self._starting = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
+        self._running = False
 
     def start(self) -> None:
         """Start the thread if it is not running."""
+        if not self._running:
+            self._start()
+
+    def _start(self) -> None:
         with self._starting:
             if self._thread is not None:
                 return
+            self._running = True
             self._stop = threading.Event()
             self._thread = threading.Thread(target=self._run, args=(self._stop,), name="tallystick-keeper", daemon=True)
             self._thread.start()
@@ -36,11 +42,11 @@ class Keeper:
             self._stop.set()
             self._writer.written.set()
             self._thread.join()
-            self._thread = None
+            self._thread, self._running = None, False
 
     def after_fork(self) -> None:
         """In the child: the thread is the parent's."""
-        self._thread, self._starting = None, threading.Lock()
+        self._thread, self._running, self._starting = None, False, threading.Lock()
 
     def _run(self, stop: threading.Event) -> None:
         while not stop.is_set():

@@ -4,13 +4,14 @@ Order, and what the next open finds if we die after each step:
 
 1. key slots and payloads written, synced      → ciphertext that no entry names; harmless
 2. lines written                               → perhaps a torn line: quarantined, named
-3. lines synced                                → complete lines, unsigned: taken in, named
-4. hashes into the tree                        → the same; the tree is derived again
+3. hashes into the tree, head signed           → the same; the tree is derived again, the note was seen by nobody
+4. lines synced                                → complete lines, unsigned: taken in, named
 5. head written in place                       → signed; the mark lags, which it may
 6. mark written                                → signed; the caller was not told yet
 7. acknowledged
 
-Head, tree and mark are synced by ``Keeper`` at most a second later (rule 10).
+A head that was signed and not shown dies with the process. Head, tree and mark are synced by ``Keeper`` at most a second
+later (rule 10).
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from typing import Any, NamedTuple
 
 from ..clock import Clock
 from ..core import entry as ent
-from ..core.checkpoint import Checkpoint, sign_checkpoint
+from ..core.checkpoint import Checkpoint, HeadSigner
 from ..core.entry import Draft, Fields, encode_draft
 from ..core.epoch import CLOCK_STEP, CONFIG, CREATED, GAP, RECOVERED
-from ..core.errors import AuditError, Conflict, DiskFull, EntryRefused, ReadOnly, StateUnknown, StoreError
-from ..core.merkle import leaf_hash
-from ..core.note import SignerKey
+from ..core.errors import AuditError, Conflict, DiskFull, EntryRefused, Malformed, ReadOnly, StateUnknown, StoreError
+from ..core.merkle import Frontier, leaf_hash
+from ..core.note import split
 from ..core.query import ask
-from ..core.times import SECOND_US, format_time, utc_day
+from ..core.times import SECOND_US, format_time
 from ..disk import is_full, remote_file_system
 from ..keys import KeyFolder
 from ..store import Store
@@ -43,6 +44,7 @@ from .view import LogView
 
 LOCK_WAIT_S = 10.0
 CLOCK_STEP_US = 2 * SECOND_US
+FOLLOW_BYTES_MAX = 4 << 20  # of other writers' lines at once; beyond that they are read in pieces
 
 
 class Content(NamedTuple):
@@ -78,7 +80,8 @@ class Writer:
         self._store, self._view, self._keys, self._vault, self._clock = store, view, keys, vault, clock
         self._segment_bytes, self._config = segment_bytes, config
         self._recovery = Recovery(store, view, self._payload_there)
-        self._signer: SignerKey | None = None
+        self._signer: HeadSigner | None = None
+        self._epoch = 0
         self._state: State | None = None
         self._fatal: AuditError | None = None
         self._last_clock: tuple[int, int] | None = None
@@ -88,6 +91,7 @@ class Writer:
         self._config_checked = False
         self._begun = False  # this handle has been in a known state under the lock
         self.busy = threading.Lock()  # held for every commit and by the keeper while it looks at what is dirty
+        self._flushing = threading.Lock()  # no descriptor is closed while it is synced
         self.written = threading.Event()
         self.groups = GroupCommit(self._commit)
 
@@ -165,31 +169,61 @@ class Writer:
         return self._state
 
     def _ready(self) -> None:
-        """Rule 8: know where the log ends. Two reads when nobody else wrote."""
+        """Rule 8: know where the log ends. A few reads of open descriptors when nobody else wrote."""
         state, first = self._state, not self._begun
         if first:
             self._begin()
         elif self._store.moved():
             raise self._die(StateUnknown(f"{self._store.folder} was replaced while this process was writing to it"))
+        elif state is not None and state.note is not None and self._store.untouched(state.note):
+            return
         holder = self._store.last_holder()
         if not first and holder is not None and holder.boot != self._boot:
             raise self._die(StateUnknown(f"two machines write to {self._store.folder}: boot {holder.boot} and this one"))
-        fresh = state is not None and self._store.head() == state.note and self._store.end() == (
-            state.segment.start, state.offset) and not self._store.continues(state.size)  # fmt: skip
-        if not fresh:
+        self._keys.forget_sequence()
+        followed = self._follow(state) if state is not None else None
+        if followed is not None:
+            self._state = followed
+        else:
             # no holder at all: the lock is new, or a power loss took it
             unclean = first and (holder is None or (not holder.clean and holder.boot != self._boot))
-            self._keys.forget_sequence()
             try:
                 self._store.detach()
                 self._state = self._recovery.take_in(state, self._keys.read_mark(), unclean=unclean)
             except StateUnknown as e:
                 raise self._die(e) from None
             self._day = ""
-        if first or holder is None or holder.pid != os.getpid() or holder.clean:
-            # durable before anything is written that a power loss may tear: "clean" must not be found after it
-            self._store.note_holder(self._boot, clean=False, durable=first or holder is None or holder.clean)
+        # durable before anything is written that a power loss may tear: "clean" must not be found after it
+        self._store.note_holder(self._boot, clean=False, durable=first or holder is None or holder.clean)
         self._begun = True
+
+    def _follow(self, state: State) -> State | None:
+        """The state after what usually happened: others appended to the same segment, and signed. None for whatever else.
+
+        That a fellow signed is known from the mark, which lies with the key that signed: whoever can write there needs no forgery.
+        What it covers is recomputed from the lines all the same.
+        """
+        mark, note = self._keys.read_mark(), self._store.head()
+        data = self._store.appended(FOLLOW_BYTES_MAX)
+        if mark is None or note is None or not data or mark.epoch != self._epoch or state.found is not None:
+            return None
+        lines = data.split(b"\n")
+        if lines.pop() or mark.size != state.size + len(lines) or self._store.continues(mark.size):
+            return None
+        try:
+            claimed = Checkpoint.parse(split(note)[0])
+        except Malformed:
+            return None
+        if (claimed.origin, claimed.size, claimed.root) != (mark.origin, mark.size, mark.root):
+            return None
+        frontier = state.frontier.copy()
+        frontier.extend(leaves := [leaf_hash(line) for line in lines])
+        if frontier.root() != mark.root:
+            return None
+        put_leaves(self._store, state.frontier.copy(), leaves)
+        self._store.advance(len(data))
+        self._view.note_own_lines(state.size, lines)
+        return State(frontier, state.segment, state.offset + len(data), note, mark.size, None)
 
     def _begin(self) -> None:
         """First append of this handle: may we write here at all?"""
@@ -209,7 +243,7 @@ class Writer:
         if signer.verifier != epoch.key:
             raise self._die(StateUnknown(f"{self._keys.path} does not hold the key that this log names for its epoch "
                                          f"{epoch.number}: the keys of another log; nothing is signed"))  # fmt: skip
-        self._signer = signer
+        self._signer, self._epoch = HeadSigner(self._view.genesis.origin, signer), epoch.number
 
     def _without_known(self, requests: list[Request]) -> list[Request]:
         """Answer retries of ids that are stored (or in this group already); what remains is to be written."""
@@ -275,29 +309,36 @@ class Writer:
         group = [*own, *events]
         if not group:
             return
-        stamp, day = format_time(now).encode(), utc_day(now)
+        stamp = format_time(now)
+        day, origin = stamp[:10], self._view.genesis.origin
         for event in group:
             for content in event.contents:
                 self._vault.put(content.place, content.salt, content.content, day=day)
         self._vault.sync()
-        lines = [event.draft.line(stamp) for event in group]
-        state = self._room(state, day, sum(map(len, lines)) + len(lines))
+        text = stamp.encode()
+        lines = [event.draft.line(text) for event in group]
+        data = b"\n".join(lines) + b"\n"
+        state = self._room(state, day, len(data))
         frontier = state.frontier.copy()
-        self._append_lines(state, lines, frontier)
-        note = sign_checkpoint(Checkpoint(self._view.genesis.origin, frontier.size, frontier.root()), self._signed_by())
-        self._put_head(note, frontier)
+        note, root = self._append_lines(state, lines, data, frontier)
+        self._put_head(note, origin, frontier.size, root)
         self._view.note_own_lines(state.size, lines)
-        offset = state.offset + sum(map(len, lines)) + len(lines)
-        self._state = State(frontier, state.segment, offset, note, frontier.size, None)
+        self._state = State(frontier, state.segment, state.offset + len(data), note, frontier.size, None)
         self._last_clock, self._day, self._gap = (now, self._clock.boot_us()), day, None
         self._config_checked = True
-        self.written.set()
+        if not self.written.is_set():
+            self.written.set()
 
-    def _append_lines(self, state: State, lines: list[bytes], frontier: Any) -> None:
-        """Steps 2 to 4. What was written and could not be finished is taken back, unless the sync itself failed."""
+    def _append_lines(self, state: State, lines: list[bytes], data: bytes, frontier: Frontier) -> tuple[bytes, bytes]:
+        """Steps 2 to 4: the head's note and root. The device writes while we hash and sign; the note is shown to nobody before
+        the sync returned. What was written and could not be finished is taken back, unless the sync itself failed."""
+        assert self._signer is not None
         try:
-            self._store.append(state.size, b"\n".join(lines) + b"\n")
+            self._store.append(state.size, data)
             put_leaves(self._store, frontier, [leaf_hash(line) for line in lines])
+            root = frontier.root()
+            note = self._signer.sign(frontier.size, root)
+            self._store.sync()
         except OSError as e:
             self._state = None
             if not self._store.broken:
@@ -306,12 +347,13 @@ class Writer:
                 except OSError:
                     raise self._unknown(e) from e
             raise
+        return note, root
 
-    def _put_head(self, note: bytes, frontier: Any) -> None:
+    def _put_head(self, note: bytes, origin: str, size: int, root: bytes) -> None:
         """Steps 5 and 6. If either fails nobody knows what is signed: read it again before the next group."""
         try:
             self._store.put_head(note)
-            self._keys.put_mark(self._view.genesis.origin, frontier.size, frontier.root(), 0)
+            self._keys.put_mark(origin, size, root, self._epoch)
         except OSError as e:
             self._state = None
             raise self._unknown(e) from e
@@ -320,10 +362,6 @@ class Writer:
         """Not acknowledged and not a gap either: the lines may be there, and are taken in and named if they are."""
         return StoreError(f"{error.filename or self._store.folder}: {error.strerror}; whether these events are on record is "
                           "not known: look for them after the next append, or retry with event_id=")  # fmt: skip
-
-    def _signed_by(self) -> SignerKey:
-        assert self._signer is not None
-        return self._signer
 
     def _room(self, state: State, day: str, size: int) -> State:
         """A new segment at each new day and at the size limit; a group never spans two (rule 7)."""
@@ -444,13 +482,17 @@ class Writer:
     # -- off the acknowledged path, and the orderly end ------------------------------------------------------------------
 
     def make_durable(self) -> None:
-        """Sync head, tree and mark (rule 10), and keep room for the entry that says that the disk was full."""
-        with self.busy:
+        """Sync head, tree and mark (rule 10), and keep room for the entry that says that the disk was full. Nobody waits for it:
+        the syncs run beside the next groups."""
+        with self._flushing:
             if self._signer is None or self._store.broken:
                 return
             with contextlib.suppress(OSError):  # the next append says so
                 self.sync_derived()
-                self._store.make_reserve()
+        with self.busy:
+            if self._signer is not None and not self._store.broken:
+                with contextlib.suppress(OSError):
+                    self._store.make_reserve()
 
     def sync_derived(self, *, of_all: bool = False) -> None:
         """Tree, head and mark; ``of_all``: also what writers left that died (before something is built on it under the
@@ -481,14 +523,16 @@ class Writer:
 
     def drop(self) -> None:
         """Release all descriptors and forget the state."""
-        self._store.close()
-        self._keys.close()
-        self._vault.close()
+        with self._flushing:
+            self._store.close()
+            self._keys.close()
+            self._vault.close()
         self._signer, self._state, self._begun = None, None, False
 
     def after_fork(self) -> None:
         """In the child: descriptors and locks are the parent's; begin anew."""
         self._store.forget_thread()
+        self._flushing = threading.Lock()
         self.drop()
         self._last_clock, self._gap = None, None
         self.busy = threading.Lock()

@@ -10,9 +10,10 @@ tries again for a second), lines beyond the head may be there or not.
 *Writers* call the methods below ``exclusive`` only inside it. ``exclusive`` admits one holder among all threads,
 processes and handles of a machine and is fair; ``LogBusy`` after ``wait_s`` names the holder.
 
-* ``append`` makes lines durable before it returns: after a power loss they are there, byte for byte, or were not
-  acknowledged. If it raises ``OSError`` from a write, ``rollback`` restores the end as it was; if the sync itself failed the
-  handle is ``broken`` and only closing is left (a failed sync is never retried: STORAGE rule 11).
+* ``append`` writes lines, ``sync`` makes them durable before it returns: after a power loss they are there, byte for byte.
+  Between the two there is time to hash and to sign. If ``append`` raises ``OSError``, or anything before ``sync`` does,
+  ``rollback`` restores the end as it was; if a sync failed the handle is ``broken`` and only closing is left (a failed sync is
+  never retried: STORAGE rule 11).
 * ``put_hashes`` and ``put_head`` overwrite in place and are durable only after ``flush`` (rule 10): everything they say can be
   computed again from the lines.
 * ``cut`` moves bytes after an offset of the last segment into quarantine, durable there before they are gone here.
@@ -93,11 +94,18 @@ class Store(Protocol):
     def moved(self) -> bool:
         """True if what this handle has open is no longer what lies at its place."""
 
-    def end(self) -> tuple[int, int] | None:
-        """First index and size in bytes, now, of the growing segment that this handle writes; None before ``attach``."""
+    def untouched(self, head: bytes) -> bool:
+        """True if nobody wrote since this handle did: the lock's last holder, the head and the end are as it left them."""
+
+    def appended(self, limit: int) -> bytes | None:
+        """What others wrote behind this handle's end in the segment it has open; None if that is more than ``limit`` bytes, or
+        before ``attach``."""
 
     def continues(self, start: int) -> bool:
         """True if a segment begins at ``start`` that this handle does not have open: somebody sealed the one it has."""
+
+    def advance(self, count: int) -> None:
+        """Go on ``count`` bytes later in the same segment."""
 
     def attach(self, segment: Segment, offset: int) -> None:
         """Go on writing ``segment`` at ``offset``."""
@@ -115,10 +123,13 @@ class Store(Protocol):
         """Give that room back; False if it was given up already."""
 
     def append(self, start: int, data: bytes) -> int:
-        """Append whole lines (with newlines), the first having index ``start``; returns their offset."""
+        """Write whole lines (with newlines), the first having index ``start``; returns their offset. Not durable yet."""
+
+    def sync(self) -> None:
+        """Make what was appended durable."""
 
     def rollback(self) -> None:
-        """Undo the last ``append`` that raised."""
+        """Undo the last ``append``, which was not synced."""
 
     def roll(self, start: int) -> None:
         """Seal the growing segment and begin one at index ``start``."""
@@ -136,7 +147,7 @@ class Store(Protocol):
         """Write the head."""
 
     def flush(self) -> None:
-        """Make hashes and head durable."""
+        """Make hashes and head durable. May run in another thread than the one that writes."""
 
     def flush_all(self) -> None:
         """Like ``flush``, also for what other handles of this store wrote."""

@@ -5,8 +5,9 @@ writer starves the others. Here whoever waits stands in a turnstile first (``flo
 holder waits for the lock itself, and he leaves the turnstile when he has it. A writer that comes back queues behind.
 
 ``flock`` knows no time limit, so a contended wait happens in a thread of its own; a wait that is given up is released by
-that thread as soon as it is granted. The file holds, padded to 120 bytes, ``pid boot-id state``: state is ``open`` from the
-first append of a handle (synced, so that a power loss cannot leave ``clean`` behind) and ``clean`` after an orderly close.
+that thread as soon as it is granted. The file holds, padded to 120 bytes, ``pid boot-id state token``: state is ``open`` from
+the first append of a handle (synced, so that a power loss cannot leave ``clean`` behind) and ``clean`` after an orderly close;
+the token is the handle's own, so that it sees in one read whether anybody else held the lock since.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class FolderLock:
         self._fd: int | None = None
         self._turnstile: int | None = None
         self._jobs: queue.SimpleQueue[_Wait] | None = None
+        self._token = os.urandom(4).hex()
+        self._noted: bytes | None = None
+        self.place: tuple[tuple[str, int, int], ...] = ()  # of the open lock: path, device, inode
 
     @property
     def fd(self) -> int | None:
@@ -63,32 +67,41 @@ class FolderLock:
             words = os.pread(fd, _BYTES, 0).decode("ascii", "replace").split()
         finally:
             os.close(fd)
-        if len(words) != 3 or not words[0].isascii() or not words[0].isdigit():
+        if len(words) not in (3, 4) or not words[0].isascii() or not words[0].isdigit():
             return None
         return Holder(int(words[0]), words[1], words[2] == "clean")
 
     def note_holder(self, boot: str, *, clean: bool) -> None:
         """Write who holds it now (inside ``held``), not yet durable."""
         assert self._fd is not None
-        text = f"{os.getpid()} {boot} {'clean' if clean else 'open'}".ljust(_BYTES - 1) + "\n"
+        text = f"{os.getpid()} {boot} {'clean' if clean else 'open'} {self._token}".ljust(_BYTES - 1) + "\n"
+        self._noted = None
         self._disk.write_at(self._fd, text.encode("ascii"), 0)
+        self._noted = text.encode("ascii")
+
+    def is_ours(self) -> bool:
+        """True if nobody noted himself since this handle did (inside ``held``)."""
+        return self._fd is not None and self._noted is not None and os.pread(self._fd, _BYTES + 1, 0) == self._noted
 
     def close(self) -> None:
         """Close the descriptors (this releases nothing that a parent process holds)."""
         close_quietly(self._fd)
         close_quietly(self._turnstile)
-        self._fd = self._turnstile = None
+        self._fd = self._turnstile = self._noted = None
+        self.place = ()
         if self._jobs is not None:
             self._jobs.put(_Wait(None, None))
             self._jobs = None
 
     def forget_thread(self) -> None:
-        """After fork: the waiting thread is the parent's."""
-        self._jobs = None
+        """After fork: the waiting thread and the token are the parent's."""
+        self._jobs, self._noted, self._token = None, None, os.urandom(4).hex()
 
     def _open(self) -> None:
         if self._fd is None:
             self._fd = self._disk.open(self._path, os.O_RDWR | os.O_CREAT, 0o600, like=self._path.parent)
+            status = os.fstat(self._fd)
+            self.place = ((os.fspath(self._path), status.st_dev, status.st_ino),)
         if self._turnstile is None:
             self._turnstile = os.open(self._turnstile_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -121,7 +134,8 @@ class FolderLock:
         wait.give_up()
         if self._jobs is not None:
             self._jobs.put(_Wait(None, None))
-        self._fd = self._turnstile = self._jobs = None
+        self._fd = self._turnstile = self._jobs = self._noted = None
+        self.place = ()
 
 
 class _Wait:

@@ -39,11 +39,13 @@ class SegmentStore:
         self.broken = False
         self.lock = FolderLock(folder / "lock", folder / "segments", disk)
         self._disk = disk
+        self._folder = os.fspath(folder)
         self._fd: int | None = None  # the growing segment
         self._start, self._end = -1, 0
         self._before = 0
         self._head_fd: int | None = None
         self._head_bytes = 0
+        self._places: dict[str, tuple[str, int, int]] = {}  # what is open: path, device, inode
         self._tree: dict[int, int] = {}
         self._dirty: set[int] = set()
 
@@ -146,13 +148,30 @@ class SegmentStore:
         """The folder's lock."""
         return self.lock.held(wait_s)
 
-    def end(self) -> tuple[int, int] | None:
-        """First index and size in bytes, now, of the growing segment that this handle has open."""
-        return None if self._fd is None else (self._start, os.fstat(self._fd).st_size)
+    def untouched(self, head: bytes) -> bool:
+        """Four reads of open descriptors. Whoever else held the lock wrote his token into it."""
+        return (
+            self._fd is not None and self._head_fd is not None and self.lock.is_ours()
+            and os.pread(self._head_fd, HEAD_BYTES_MAX + 1, 0) == head and os.fstat(self._fd).st_size == self._end
+        )  # fmt: skip
+
+    def appended(self, limit: int) -> bytes | None:
+        """Bytes behind the end of the open segment."""
+        if self._fd is None:
+            return None
+        count = os.fstat(self._fd).st_size - self._end
+        if not 0 <= count <= limit:
+            return None
+        data = os.pread(self._fd, count, self._end)
+        return data if len(data) == count else None
 
     def continues(self, start: int) -> bool:
         """True if a segment begins at ``start`` that is not the one this handle has open: somebody sealed that one."""
-        return start != self._start and (self.folder / "segments" / segment_name(start)).exists()
+        return start != self._start and os.path.exists(f"{self._folder}/segments/{segment_name(start)}")
+
+    def advance(self, count: int) -> None:
+        """Another writer's lines were taken in."""
+        self._end += count
 
     def note_holder(self, boot: str, *, clean: bool, durable: bool) -> None:
         """Write into the lock who holds it now (inside ``exclusive``)."""
@@ -170,15 +189,14 @@ class SegmentStore:
         self.lock.forget_thread()
 
     def moved(self) -> bool:
-        """True if the open segment or the lock is no longer the file at its path: the folder was replaced."""
-        pairs = [(self._fd, self.folder / "segments" / segment_name(self._start)), (self.lock.fd, self.folder / "lock")]
-        for fd, path in pairs:
-            if fd is not None:
-                try:
-                    if os.stat(path).st_ino != os.fstat(fd).st_ino:
-                        return True
-                except FileNotFoundError:
-                    return True
+        """True if the open segment, the head or the lock is no longer the file at its path: the folder was replaced."""
+        for path, device, inode in (*self._places.values(), *self.lock.place):
+            try:
+                status = os.stat(path)
+            except FileNotFoundError:
+                return True
+            if status.st_ino != inode or status.st_dev != device:
+                return True
         return False
 
     def attach(self, segment: Segment, offset: int) -> None:
@@ -188,18 +206,28 @@ class SegmentStore:
             self._fd = None
             self._fd = self._disk.open(self.folder / "segments" / segment.name, os.O_RDWR)
             self._start = segment.start
+            self._remember("segment", f"{self._folder}/segments/{segment.name}", self._fd)
             if offset == 0:  # whoever made it may have died before its name was durable
                 self._guard(lambda: self._disk.sync_folder(self.folder / "segments"))
         self._end = offset
 
+    def _remember(self, what: str, path: str, fd: int) -> None:
+        status = os.fstat(fd)
+        self._places[what] = (path, status.st_dev, status.st_ino)
+
     def append(self, start: int, data: bytes) -> int:
-        """Write and sync. ``OSError`` from the write leaves the handle usable after ``rollback``."""
+        """Write; the device may begin with it while the caller hashes and signs."""
         assert self._fd is not None and start >= self._start
         self._before = self._end
         self._disk.write_at(self._fd, data, self._end)
-        self._sync(self._fd)
         self._end += len(data)
+        self._disk.begin_sync(self._fd, self._before, len(data))
         return self._before
+
+    def sync(self) -> None:
+        """The one sync of a group without payloads."""
+        assert self._fd is not None
+        self._sync(self._fd)
 
     def rollback(self) -> None:
         """Cut back to where the last ``append`` began. If this fails the next holder recovers."""
@@ -215,6 +243,7 @@ class SegmentStore:
         fd = self._disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, file_mode(self.folder), like=self.folder)
         close_quietly(self._fd)
         self._fd, self._start, self._end = fd, start, 0
+        self._remember("segment", f"{self._folder}/segments/{segment_name(start)}", fd)
         self._guard(lambda: self._disk.sync(fd))
         self._guard(lambda: self._disk.sync_folder(path.parent))
         if old >= 0:
@@ -266,6 +295,7 @@ class SegmentStore:
             path = self.folder / "checkpoint"
             self._head_fd = self._disk.open(path, os.O_RDWR | os.O_CREAT, file_mode(self.folder), like=self.folder)
             self._head_bytes = os.fstat(self._head_fd).st_size
+            self._remember("head", f"{self._folder}/checkpoint", self._head_fd)
         self._disk.write_at(self._head_fd, note, 0)
         if self._head_bytes > len(note):
             self._disk.truncate(self._head_fd, len(note))
@@ -296,10 +326,10 @@ class SegmentStore:
 
     def flush(self) -> None:
         """Sync tree and head, and the folder of the tree."""
-        dirty, self._dirty = self._dirty, set()
-        for fd in sorted(dirty):
-            self._sync(fd)
-        if dirty:
+        count = len(self._dirty)
+        for _ in range(count):  # one that is written again meanwhile is put back by whoever does that
+            self._sync(self._dirty.pop())
+        if count:
             self._guard(lambda: self._disk.sync_folder(self.folder / "tree"))
 
     def flush_all(self) -> None:
@@ -318,8 +348,7 @@ class SegmentStore:
     def drop(self, segment: Segment) -> None:
         """Remove a segment for good. If we die before the folder is synced it may come back: the caller drops it again."""
         if segment.start == self._start:
-            close_quietly(self._fd)
-            self._fd, self._start, self._end = None, -1, 0
+            self.detach()
         self._disk.unlink(self.folder / "segments" / segment.name)
         self._guard(lambda: self._disk.sync_folder(self.folder / "segments"))
 
@@ -327,6 +356,7 @@ class SegmentStore:
         """Forget where the end is; the next ``attach`` says."""
         close_quietly(self._fd)
         self._fd, self._start, self._end = None, -1, 0
+        self._places.pop("segment", None)
         self._head_bytes = os.fstat(self._head_fd).st_size if self._head_fd is not None else 0
 
     def close(self) -> None:
@@ -334,6 +364,7 @@ class SegmentStore:
         self.detach()
         close_quietly(self._head_fd)
         self._head_fd = None
+        self._places.clear()
         for fd in self._tree.values():
             close_quietly(fd)
         self._tree.clear()
