@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -40,16 +41,24 @@ class Handle:
         self.view = LogView(self.store, self.genesis, indexes_of(folder, self.genesis))
         self.writer = Writer(
             self.store, self.view, self.keys, self.vault, CLOCK, segment_bytes=self.settings.segments.bytes,
-            config=lambda: (folder / "log.toml").read_bytes(),
+            config=lambda: (folder / "log.toml").read_bytes(), disk=disk,
         )  # fmt: skip
         self.keeper = Keeper(self.writer, self.view)
 
     def close(self) -> None:
+        """The orderly end. What was submitted is settled first; if something of it failed unheard, that is raised last."""
+        unheard: AuditError | None = None
+        try:
+            self.writer.queue.flush()
+        except AuditError as e:
+            unheard = e
         self.keeper.stop()
         self.writer.close()
         if os.access(self.folder, os.W_OK):
             with contextlib.suppress(AuditError, OSError):  # a head that a failure left half-written; the next append heals it
                 self.view.fill(wait_s=0.0)
+        if unheard is not None:
+            raise unheard
 
     def after_fork(self) -> None:
         self.view.after_fork()
@@ -78,8 +87,8 @@ def release(folder: Path) -> None:
             return
         _users[key] -= 1
         if _users[key] == 0:
-            _open.pop(key).close()
             del _users[key]
+            _open.pop(key).close()
 
 
 def _before_fork() -> None:
@@ -113,8 +122,11 @@ def _close_all() -> None:
     with _open_lock:
         for key in list(_open):
             if key[1] == os.getpid():
-                _open.pop(key).close()
                 _users.pop(key, None)
+                try:
+                    _open.pop(key).close()
+                except AuditError as e:
+                    sys.stderr.write(f"tallystick: {key[0]}: {e}\n")
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

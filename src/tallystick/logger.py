@@ -19,6 +19,7 @@ from .core.times import parse_asked
 from .events import build_event, named
 from .handles import release, shared
 from .log.groups import Request
+from .log.queue import Submitted
 from .log.writer import Event, Writer
 from .memory import Memory, default_memory
 from .opening import log_path, open_or_create
@@ -83,6 +84,28 @@ class AuditLogger:
         if ready:
             self._writer().append(ready)
         return [event.draft.event_id for event in ready]
+
+    def submit(
+        self, event_type: AuditEventType | str, actor: str, actor_type: str, resource: str, action: str,
+        outcome: str = "success", details: Mapping[str, Any] | None = None, session_id: str | None = None,
+        ip_address: str | None = None, **more: Any,
+    ) -> Submitted:  # fmt: skip
+        """``log`` without waiting: the event is checked and on its way, **not** acknowledged, when this returns.
+
+        The handle has ``event_id`` and ``wait()``; ``flush()`` waits for all. Waits while 8,192 events or 16 MiB are on their way.
+        What a dying process loses of it is counted and on record (``log.gap``) once the log is written to again. Raises
+        ``EntryRefused`` at once; what goes wrong later is raised by ``wait``, else by ``flush`` or ``close``.
+        """
+        event = self._event(
+            {"event_type": event_type, "actor": actor, "actor_type": actor_type, "resource": resource, "action": action,
+             "outcome": outcome, "details": details, "session_id": session_id, "ip_address": ip_address, **more}
+        )  # fmt: skip
+        return self._writer().submit(event)
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until everything submitted to this log by this process is acknowledged. ``StoreError`` if something was not recorded
+        and no ``wait()`` said so, ``TimeoutError`` after ``timeout_s`` seconds."""
+        self._handle.writer.queue.flush(timeout_s)
 
     async def alog(self, *args: Any, **keywords: Any) -> str:
         """``log`` for coroutines: waits without blocking the loop; tasks that wait together are synced together."""

@@ -259,3 +259,36 @@ def test_no_fork_while_a_thread_is_inside_sqlite(lab: Lab) -> None:
     log.close()
     assert len(all_lines(lab.folder)) == 3
     judge(lab.folder, lab.memory, acknowledged)
+
+
+def test_the_fork_gate_counts_and_is_reentrant():
+    """The collector may close a connection inside another call; the outer call must still hold up a fork."""
+    from tallystick.index import _ForkGate
+
+    gate = _ForkGate()
+    inside, leave, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def work():
+        with gate:
+            with gate, gate:
+                pass
+            inside.set()
+            leave.wait()
+            with gate:  # while a fork waits for us
+                pass
+
+    def fork():
+        gate.close()
+        closed.set()
+        gate.open()
+
+    threads = [threading.Thread(target=work), threading.Thread(target=fork)]
+    threads[0].start()
+    inside.wait()
+    threads[1].start()
+    assert not closed.wait(0.2)
+    leave.set()
+    for thread in threads:
+        thread.join(10)
+    assert closed.is_set()
+    assert gate._inside == {}

@@ -34,14 +34,16 @@ from ..core.merkle import Frontier, leaf_hash
 from ..core.note import split
 from ..core.query import ask
 from ..core.times import SECOND_US, format_time
-from ..disk import is_full, remote_file_system
+from ..disk import DISK, Disk, is_full, remote_file_system
 from ..keys import KeyFolder
 from ..store import Store
 from ..vault import Place, Vault
 from .groups import GroupCommit, Request
+from .queue import Lost, Queue, Submitted, find_lost
 from .recovery import Recovery, State, put_leaves
 from .view import LogView
 
+_GAP_LINE = b'"event_type":"log.gap"'
 LOCK_WAIT_S = 10.0
 CLOCK_STEP_US = 2 * SECOND_US
 FOLLOW_BYTES_MAX = 4 << 20  # of other writers' lines at once; beyond that they are read in pieces
@@ -75,10 +77,12 @@ class Writer:
 
     def __init__(
         self, store: Store, view: LogView, keys: KeyFolder, vault: Vault, clock: Clock, *,
-        segment_bytes: int, config: Callable[[], bytes],
+        segment_bytes: int, config: Callable[[], bytes], disk: Disk = DISK,
     ) -> None:  # fmt: skip
         self._store, self._view, self._keys, self._vault, self._clock = store, view, keys, vault, clock
-        self._segment_bytes, self._config = segment_bytes, config
+        self._segment_bytes, self._config, self._disk = segment_bytes, config, disk
+        self._queued = store.folder / "queued"
+        self._lost: list[Lost] = []  # by processes that died
         self._recovery = Recovery(store, view, self._payload_there)
         self._signer: HeadSigner | None = None
         self._epoch = 0
@@ -94,6 +98,7 @@ class Writer:
         self._flushing = threading.Lock()  # no descriptor is closed while it is synced
         self.written = threading.Event()
         self.groups = GroupCommit(self._commit)
+        self.queue = Queue(self._queued, disk, self.groups.submit)
 
     # -- the way in --------------------------------------------------------------------------------------------------
 
@@ -103,6 +108,12 @@ class Writer:
         self.groups.run(request)
         if request.error is not None:
             raise request.error
+
+    def submit(self, event: Event) -> Submitted:
+        """Hand one event over and go on; see ``queue``."""
+        draft = event.draft
+        size = len(draft.head) + len(draft.tail) + sum(len(c.content) for c in event.contents)
+        return self.queue.put(event, draft.event_id, size, self._clock.wall_us())
 
     def own(self, event_type: str, action: str, details: dict[str, Any]) -> Event:
         """An entry of the log about itself."""
@@ -137,6 +148,7 @@ class Writer:
         self._ready()
         wanted = self._without_known(requests)
         if wanted:
+            self.queue.writing(wanted)
             self._write([e for r in wanted for e in r.content])
         self._settle()  # a retry may be answered by what recovery just took in
         for request in wanted:
@@ -195,6 +207,8 @@ class Writer:
             self._day = ""
         # durable before anything is written that a power loss may tear: "clean" must not be found after it
         self._store.note_holder(self._boot, clean=False, durable=first or holder is None or holder.clean)
+        if first:
+            self._lost = find_lost(self._queued)
         self._begun = True
 
     def _follow(self, state: State) -> State | None:
@@ -326,6 +340,10 @@ class Writer:
         self._state = State(frontier, state.segment, state.offset + len(data), note, frontier.size, None)
         self._last_clock, self._day, self._gap = (now, self._clock.boot_us()), day, None
         self._config_checked = True
+        for lost in self._lost:  # said now, or nothing to say
+            with contextlib.suppress(OSError):
+                self._disk.unlink(lost.path)
+        self._lost = []
         if not self.written.is_set():
             self.written.set()
 
@@ -403,11 +421,29 @@ class Writer:
             own.append(self.own(CLOCK_STEP, "the wall clock was moved", step))
         if self._gap is not None:
             own.append(self.own(GAP, "events could not be recorded", self._gap.details()))
+        own += [self.own(GAP, "submitted events were lost with their process", details) for details in self._lost_details()]
         if not self._config_checked:
             digest = hashlib.sha256(self._config()).hexdigest()
             if digest != self._recorded_config():
                 own.append(self.own(CONFIG, "log.toml changed", {"sha256": digest}))
         return own
+
+    def _lost_details(self) -> list[dict[str, Any]]:
+        """What dead processes had submitted and not recorded. If we died after this was written and before the tally was removed,
+        it is on record already."""
+        if not self._lost:
+            return []
+        told = {s.entry().details.get("queue") for s in self._view.answers(ask({"event_type": GAP}), self.state.size)
+                if _GAP_LINE in s.line}  # fmt: skip
+        found = []
+        for lost in self._lost:
+            recorded = lost.in_group if lost.in_group and self._view.find(lost.group_end, self.state.size) is not None else 0
+            if lost.unsettled > recorded and lost.token not in told:
+                gap = _Gap(lost.unsettled - recorded, lost.first_us, lost.last_us, "their process ended before they were written")
+                # of a group that was being written some lines may have been taken in, without its last one
+                partly = bool(lost.in_group) and not recorded and self.state.found is not None
+                found.append({**gap.details(), "queue": lost.token, **({"at_most": True} if partly else {})})
+        return found
 
     def _clock_step(self, now: int) -> dict[str, Any] | None:
         if self._last_clock is None:
@@ -489,6 +525,7 @@ class Writer:
                 return
             with contextlib.suppress(OSError):  # the next append says so
                 self.sync_derived()
+                self.queue.make_durable()
         with self.busy:
             if self._signer is not None and not self._store.broken:
                 with contextlib.suppress(OSError):
@@ -509,7 +546,9 @@ class Writer:
             raise
 
     def close(self) -> None:
-        """Sync head, tree and mark and say that the stop was a clean one. The caller stopped the keeper before."""
+        """Sync head, tree and mark and say that the stop was a clean one. The caller stopped the keeper and flushed before."""
+        self.groups.stop()
+        self.queue.close()
         with self.busy:
             if self._signer is not None and self._fatal is None and not self._store.broken:
                 with contextlib.suppress(AuditError, OSError):
@@ -538,6 +577,8 @@ class Writer:
         self.busy = threading.Lock()
         self.written = threading.Event()
         self.groups = GroupCommit(self._commit)
+        self.queue.abandon()
+        self.queue = Queue(self._queued, self._disk, self.groups.submit)
 
 
 class _Gap(NamedTuple):
@@ -546,10 +587,11 @@ class _Gap(NamedTuple):
     count: int  # type: ignore[assignment]
     first_us: int
     last_us: int
+    cause: str = "the log could not be written"
 
     def details(self) -> dict[str, Any]:
         return {"count": self.count, "first": format_time(self.first_us), "last": format_time(self.last_us),
-                "cause": "the log could not be written"}  # fmt: skip
+                "cause": self.cause}  # fmt: skip
 
 
 def _same_or_conflict(given: Given, stored: Fields, payloads_match: bool) -> None:
