@@ -12,6 +12,7 @@ import pytest
 from tallystick import AuditLogger
 from tallystick.core.errors import AuditError, Conflict, DiskFull, EntryRefused, StoreError
 from tallystick.log import queue as q
+
 from .test_many_writers import EVENT, check
 
 
