@@ -245,6 +245,21 @@ class AuditLogger:
         question = self._question(None, start, end)
         return question.start_us, question.end_us
 
+    def counts(self, start: Any = None, end: Any = None, *, before: int | None = None, recount: bool = False) -> dict[str, Any]:
+        """How many events of a period there are by type, actor and outcome, below index ``before``; times as in ``query``. What the
+        log says about itself is not counted. ``counted_from`` says of how many entries the numbers come from the index
+        (``derived``) and from the stored lines (``lines``); ``recount`` takes all from the lines."""
+        start_us, end_us = self.bounds(start, end)
+        view = self._handle.view
+        size = view.head().size
+        self._fill(size)
+        found, derived, lines = view.counts(start_us, end_us, size if before is None else min(before, size), recount=recount)
+        return {
+            "total_events": sum(found.event_type.values()), "by_event_type": dict(sorted(found.event_type.items())),
+            "by_actor": dict(sorted(found.actor.items())), "by_outcome": dict(sorted(found.outcome.items())),
+            "counted_from": {"derived": derived, "lines": lines},
+        }  # fmt: skip
+
     def report_basis(self, *, at: int | None = None, verify: bool = False) -> dict[str, Any]:
         """The checkpoint that a report is made from and what this user has verified up to it."""
         from .verification import integrity_check

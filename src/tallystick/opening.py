@@ -14,7 +14,7 @@ from .core.errors import LogMissing, Malformed, StoreError
 from .core.genesis import Genesis
 from .core.times import format_time
 from .disk import DISK
-from .index import Index
+from .index.file import Index
 from .log.create import Plan, check_parent, create
 from .memory import Known, Memory
 

@@ -21,7 +21,7 @@ from .core.proof import InclusionProof
 from .core.tiles import root_at
 from .core.times import format_time
 from .core.verify import Finding, Span, Verdict
-from .index import Index
+from .index.file import Index
 from .keys import KeyFolder, Mark
 from .log.check import Checker, Reference
 from .log.view import LogView

@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .. import index as idx
 from ..core import entry as ent
 from ..core.checkpoint import Checkpoint, open_checkpoint
 from ..core.epoch import CONFIG, CREATED, History, is_own
@@ -20,6 +19,10 @@ from ..core.errors import AuditError, Malformed, StoreError, VerificationError
 from ..core.merkle import HASH_BYTES, Frontier, leaf_hash
 from ..core.tiles import frontier_at
 from ..core.verify import Alignment, Finding, Span, Verdict, align, merge
+from ..index.compare import Comparison, integrity, of_no_entry
+from ..index.derive import block_start
+from ..index.file import Index
+from ..index.search import Hit, size_of
 from ..keys import Mark
 from ..store import Segment, Store
 from ..vault import Place, Vault
@@ -43,7 +46,7 @@ class Checker:
     """One verification of one store."""
 
     def __init__(
-        self, store: Store, view: LogView, vault: Vault, index: idx.Index | None,
+        self, store: Store, view: LogView, vault: Vault, index: Index | None,
         progress: Callable[[str, int], None] | None = None,
     ) -> None:  # fmt: skip
         self._progress = progress or (lambda _what, _done: None)
@@ -423,36 +426,45 @@ class Checker:
             )  # fmt: skip
             return
         unreadable = 0
-        rows = self._index_rows(head, start)
-        for stored in self._in_place(start, head.size):
-            try:
-                fields = ent.decode(stored.line)
-            except Malformed as e:
-                self._find("checksum_mismatch", f"entry #{stored.hit.index:,}: {e}", index=stored.hit.index,
-                           file=f"segments/{stored.hit.segment:020d}.jsonl", offset=stored.hit.offset)  # fmt: skip
-                continue
-            if is_own(fields):
-                self.verdict.lifecycle_entries += 1
-                self._note_config(stored.hit.index, fields)
-            if rows is not None:
-                self._compare_row(rows.at(stored.hit.index), idx.row_of(stored.hit.index, fields, *stored.hit[1:]))
-            for name, ref in fields.payloads.items():
-                place = Place(fields.event_id, name, fields.subject)
+        with contextlib.ExitStack() as stack:
+            rows, begin = self._comparison(head, start, stack)
+            for stored in self._in_place(begin, head.size):
                 try:
-                    self._vault.open(place, ref.commitment, ref.size, day=fields.recorded_at[:10])
-                except PermissionError:
-                    unreadable += 1
-                except StoreError as e:
-                    if not self._was_lost(fields, name):
-                        self._find("missing", f"entry #{stored.hit.index:,}, payload {name!r}: {e}",
-                                   index=stored.hit.index, file="payloads", fields=fields)  # fmt: skip
-                except (Malformed, VerificationError, OSError) as e:
-                    self._find("checksum_mismatch", f"entry #{stored.hit.index:,}, payload {name!r}: {e}",
-                               index=stored.hit.index, file="payloads", fields=fields)  # fmt: skip
-        if rows is not None and rows.error:
-            self._find("index_mismatch", f"index.db: {rows.error}", file="index.db")
+                    fields = ent.decode(stored.line)
+                except Malformed as e:
+                    self._find("checksum_mismatch", f"entry #{stored.hit.index:,}: {e}", index=stored.hit.index,
+                               file=f"segments/{stored.hit.segment:020d}.jsonl", offset=stored.hit.offset)  # fmt: skip
+                    continue
+                if rows is not None:
+                    rows = self._guarded(rows, stored.hit, fields)
+                if stored.hit.index < start:
+                    continue  # only to know the whole block
+                if is_own(fields):
+                    self.verdict.lifecycle_entries += 1
+                    self._note_config(stored.hit.index, fields)
+                if fields.payloads:
+                    unreadable += self._payloads(stored.hit.index, fields)
+            if rows is not None:
+                self._end_comparison(rows, head.size, whole=start == 0)
         if unreadable:
             self.verdict.not_proven.append(f"{unreadable:,} payloads: not readable by you")
+
+    def _payloads(self, index: int, fields: ent.Fields) -> int:
+        """Each payload opened and compared with its commitment; the number of those that this user may not read."""
+        unreadable = 0
+        for name, ref in fields.payloads.items():
+            place = Place(fields.event_id, name, fields.subject)
+            try:
+                self._vault.open(place, ref.commitment, ref.size, day=fields.recorded_at[:10])
+            except PermissionError:
+                unreadable += 1
+            except StoreError as e:
+                if not self._was_lost(fields, name):
+                    self._find("missing", f"entry #{index:,}, payload {name!r}: {e}", index=index, file="payloads", fields=fields)
+            except (Malformed, VerificationError, OSError) as e:
+                self._find("checksum_mismatch", f"entry #{index:,}, payload {name!r}: {e}", index=index, file="payloads",
+                           fields=fields)  # fmt: skip
+        return unreadable
 
     def _in_place(self, start: int, size: int) -> Iterator[Stored]:
         """The stored lines of [start, size) that are the signed ones, each with its index."""
@@ -470,7 +482,7 @@ class Checker:
                     if where is not None:
                         index = where[number] if number < len(where) else None
                     if index is not None and start <= index < stop:
-                        yield Stored(idx.Hit(index, segment.start, offset, len(line)), line)
+                        yield Stored(Hit(index, segment.start, offset, len(line)), line)
                     offset += len(line) + 1
                     number += 1
                 if where is None and segment.start + number >= stop:
@@ -493,39 +505,51 @@ class Checker:
         wanted = f"{fields.event_id}/{name}"
         return any(wanted in _listed(f.details.get("missing_payloads")) for f in self._view.key_lines().values())
 
-    def _index_rows(self, head: Checkpoint, start: int) -> _Rows | None:
-        """Rows of the index below the head, after its schema and SQLite's own check; None where it says nothing."""
+    def _comparison(self, head: Checkpoint, start: int, stack: contextlib.ExitStack) -> tuple[Comparison | None, int]:
+        """The index's rows below the head, after its schema and SQLite's own check, None where it says nothing; and the entry with
+        which to begin, so that the first block is whole."""
         if self._index is None or not self._index.path.exists():
-            return None
-        first = min((s.start for s in self._store.segments()), default=0)
-        first = min(first, head.size)
+            return None, start
+        segments = self._store.segments()
+        first = min(min((s.start for s in segments), default=0), head.size)
         try:
-            with self._index.reading() as connection:
-                wrong = idx.integrity(connection)
-                reach = min(idx.size_of(connection), head.size)
-                astray = idx.astray(connection, first)
+            connection = stack.enter_context(self._index.reading())
+            wrong = integrity(connection) if start == 0 else []
+            reach = min(size_of(connection), head.size)
+            astray = of_no_entry(connection)
         except sqlite3.OperationalError as e:
             self.verdict.not_proven.append(f"index.db cannot be opened by you ({e})")
-            return None
+            return None, start
         except sqlite3.DatabaseError as e:
             self._find("index_mismatch", f"index.db: {e}", file="index.db")
-            return None
+            return None, start
         for text in wrong:
             self._find("index_mismatch", f"index.db: {text[:200]}", file="index.db")
         for index in astray:
             self._find("index_mismatch", f"index.db: row {index} is of no entry", index=index, file="index.db")
-        return None if wrong else _Rows(self._index, max(first, start), reach)
+        home = max((s.start for s in segments if s.start <= start), default=first)
+        begin = max(first, block_start(start, home)) if start else first
 
-    def _compare_row(self, row: idx.Row | None, wanted: idx.Row) -> None:
-        if row is None or row == wanted:
-            return
-        if wanted[idx.SEGMENT] in self._where and len(row) > 1:  # what precedes the line in its file is broken
-            wanted = wanted[: idx.OFFSET] + row[idx.OFFSET : idx.OFFSET + 1] + wanted[idx.OFFSET + 1 :]
-        different = "the row is not there" if len(row) == 1 else ", ".join(
-            f"{name}" for name, a, b in zip(idx.COLUMNS, row, wanted, strict=True) if a != b or type(a) is not type(b))  # fmt: skip
-        if different:
-            self._find("index_mismatch", f"index.db: entry #{wanted[0]:,} differs from its line ({different}); the line "
-                       "counts", index=wanted[0], file="index.db")  # fmt: skip
+        def tell(text: str, index: int | None, end: int | None) -> None:
+            name = "" if index is None else f"entry #{index:,} " if end is None else f"entries #{index:,}–#{end - 1:,}: "
+            self._find("index_mismatch", f"index.db: {name}{text}; the lines count", index=index, end=end, file="index.db")
+
+        return (None if wrong else Comparison(connection, begin, reach, tell, lambda home: home not in self._where)), begin
+
+    def _guarded(self, rows: Comparison, hit: Hit, fields: ent.Fields) -> Comparison | None:
+        try:
+            rows.line(hit, fields)
+        except sqlite3.Error as e:
+            self._find("index_mismatch", f"index.db: {e}", file="index.db")
+            return None
+        return rows
+
+    def _end_comparison(self, rows: Comparison, size: int, *, whole: bool) -> None:
+        starts = [s.start for s in self._store.segments()]
+        try:
+            rows.finish(dict(zip(starts, [*starts[1:], size], strict=False)), whole=whole)
+        except sqlite3.Error as e:
+            self._find("index_mismatch", f"index.db: {e}", file="index.db")
 
     def key_lines(self, head: Checkpoint) -> None:
         """Signed checkpoints that are kept, and lines kept of segments that left."""
@@ -621,33 +645,6 @@ class _Stranger(NamedTuple):
     file: str
     offset: int | None
     fields: ent.Fields | None
-
-
-class _Rows:
-    """The rows of the index in [start, reach), asked for in ascending index."""
-
-    def __init__(self, index: idx.Index, start: int, reach: int) -> None:
-        self._reach, self.error = reach, ""
-        self._rows = self._read(index, start)
-        self._row: idx.Row | None = None
-
-    def at(self, index: int) -> idx.Row | None:
-        """The row; only its index where there is none; None where the index does not reach or cannot be read."""
-        while self._row is None or self._row[0] < index:
-            row = next(self._rows, None)
-            if row is None:
-                break
-            self._row = row
-        if index >= self._reach or self.error:
-            return None
-        return self._row if self._row is not None and self._row[0] == index else (index,)
-
-    def _read(self, index: idx.Index, start: int) -> Iterator[idx.Row]:
-        try:
-            with index.reading() as connection:
-                yield from idx.rows(connection, start, self._reach)
-        except sqlite3.Error as e:
-            self.error = str(e)
 
 
 def _in_place(broken: Alignment, base: int, expected: int, found: int) -> list[int | None]:

@@ -7,13 +7,13 @@ can be used, to the lines for the rest; in both cases the answer is decoded from
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .. import index as idx
 from ..core import entry as ent
 from ..core.checkpoint import Checkpoint, open_checkpoint
 from ..core.entry import AuditEntry, Fields
@@ -23,11 +23,15 @@ from ..core.genesis import Genesis
 from ..core.merkle import leaf_hash
 from ..core.note import split
 from ..core.query import Question
+from ..core.times import parse_time
+from ..index import search as idx
+from ..index.derive import Block, Counts, Line, decode_counts, summary_of
+from ..index.file import Index
+from ..index.fill import add, batched, clear
 from ..store import Segment, Store
 
 HEAD_WAIT_S = 1.0
 _OWN = b'"event_type":"log.'
-_FILL_ROWS = 4096
 _KEY_LINES_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -57,12 +61,14 @@ class Stored(NamedTuple):
 class LogView:
     """What anybody who may read a log can do with it. ``indexes`` are tried in order."""
 
-    def __init__(self, store: Store, genesis: Genesis, indexes: list[idx.Index]) -> None:
+    def __init__(self, store: Store, genesis: Genesis, indexes: list[Index]) -> None:
         self.store, self.genesis = store, genesis
         self._indexes = indexes
         self._key_lines: dict[int, Fields] = {}
         self._key_lines_upto = 0
         self._history: tuple[int, History] | None = None
+        self._filled = 0  # an index of ours was seen to reach so far
+        self._last: Head | None = None  # verified; the same bytes need not be verified twice
         self._lock = threading.RLock()  # writer, keeper and readers of one process share a view
 
     # -- head and history --------------------------------------------------------------------------------------------
@@ -85,12 +91,16 @@ class LogView:
         """Bytes of a head → the head, verified. Same errors as ``head``."""
         if note is None:
             raise StoreError("there is no checkpoint in this log")
+        last = self._last
+        if last is not None and last.note == note:
+            return last
         text, _ = split(note)
         claimed = Checkpoint.parse(text)
         if claimed.size < 1:
             raise VerificationError("a head of size 0 signs nothing")
         key = self.history(claimed.size).epoch_at(claimed.size).key
-        return Head(open_checkpoint(note, [key], origin=self.genesis.origin), note)
+        self._last = Head(open_checkpoint(note, [key], origin=self.genesis.origin), note)
+        return self._last
 
     def history(self, size: int) -> History:
         """What the lifecycle entries below ``size`` say, kept between calls and extended as the log grows."""
@@ -111,7 +121,7 @@ class LogView:
     def forget(self) -> None:
         """Read the history again from the files."""
         with self._lock:
-            self._key_lines, self._key_lines_upto, self._history = {}, 0, None
+            self._key_lines, self._key_lines_upto, self._history, self._last = {}, 0, None, None
 
     def after_fork(self) -> None:
         """In the child: the lock may be held by a thread that is not there."""
@@ -160,9 +170,7 @@ class LogView:
         for index in self._indexes:
             with contextlib.suppress(sqlite3.Error, OSError), index.reading() as connection:
                 reach = min(idx.size_of(connection), size)
-                sql = "SELECT idx, segment, offset, length FROM entries WHERE event_type >= 'log.' AND event_type < 'log/' AND idx >= ? AND idx < ?"  # noqa: E501
-                for row in connection.execute(sql, (start, reach)):
-                    hit = idx.hit_of(row)
+                for hit in idx.own_lines(connection, start, reach):
                     with contextlib.suppress(StoreError):
                         self._keep_key_line(hit.index, self.store.read(hit.segment, hit.offset, hit.length))
                 return max(start, reach)
@@ -194,33 +202,33 @@ class LogView:
         stop = size if stop is None else min(stop, size)
         segments = self.store.segments()
         start = max(start, segments[0].start if segments else size)
-        reach = self._reach(size)
-        indexed = (start, min(stop, reach))
-        rest = (max(start, reach), stop)
-        parts: list[Iterator[Stored]] = [self._indexed(question, *indexed, newest_first), self._scan(segments, *rest)]
-        if newest_first:
-            parts = [iter(list(self._scan(segments, *rest))[::-1]), parts[0]]
-        for part in parts:
-            yield from part
+        with contextlib.ExitStack() as stack:
+            connection, reach = self._open_index(stack, size)
+            rest = (max(start, reach), stop)
+            if newest_first:
+                yield from list(self._scan(segments, *rest))[::-1]
+            if connection is not None and start < min(stop, reach):
+                yield from self._indexed(connection, question, start, min(stop, reach), newest_first)
+            if not newest_first:
+                yield from self._scan(segments, *rest)
 
-    def _reach(self, size: int) -> int:
+    def _open_index(self, stack: contextlib.ExitStack, size: int) -> tuple[sqlite3.Connection | None, int]:
+        """The first index that can be read, and how far it reaches."""
         for index in self._indexes:
-            with contextlib.suppress(sqlite3.Error, OSError), index.reading() as connection:
-                return min(idx.size_of(connection), size)
-        return 0
+            with contextlib.suppress(sqlite3.Error, OSError):
+                connection = stack.enter_context(index.reading())
+                return connection, min(idx.size_of(connection), size)
+        return None, 0
 
-    def _indexed(self, question: Question, start: int, stop: int, newest_first: bool) -> Iterator[Stored]:
-        if start >= stop:
-            return
-        for index in self._indexes:
-            try:
-                with index.reading() as connection:
-                    for hit in idx.search(connection, question, start, stop, newest_first=newest_first):
-                        yield Stored(hit, self.store.read(hit.segment, hit.offset, hit.length))
-                return
-            except (sqlite3.Error, OSError) as e:
-                failed = e
-        raise StoreError(f"the index cannot be read: {failed}")
+    def _indexed(
+        self, connection: sqlite3.Connection, question: Question, start: int, stop: int, newest_first: bool
+    ) -> Iterator[Stored]:
+        hits, again = itertools.tee(idx.search(connection, question, start, stop, newest_first=newest_first))
+        try:
+            for hit, line in zip(hits, self.store.lines(h[1:] for h in again), strict=True):
+                yield Stored(hit, line)
+        except (sqlite3.Error, OSError) as e:
+            raise StoreError(f"the index cannot be read: {e}; remove index.db, it comes back") from e
 
     def _scan(self, segments: list[Segment], start: int, stop: int) -> Iterator[Stored]:
         """Straight from the lines."""
@@ -245,15 +253,15 @@ class LogView:
         for index in self._indexes:
             with contextlib.suppress(sqlite3.Error, OSError), index.reading() as connection:
                 upto = min(idx.size_of(connection), size)
-                hit = idx.find(connection, event_id, upto)
-                if hit is None:
+                hits = idx.find(connection, event_id, upto)
+                for hit in hits:
+                    with contextlib.suppress(StoreError, Malformed):
+                        stored = Stored(hit, self.store.read(hit.segment, hit.offset, hit.length))
+                        if ent.decode(stored.line).event_id == event_id and self._is_line(hit, hit.index):
+                            return stored
+                if not hits:
                     reach = upto
-                    break
-                with contextlib.suppress(StoreError, Malformed):
-                    stored = Stored(hit, self.store.read(hit.segment, hit.offset, hit.length))
-                    if ent.decode(stored.line).event_id == event_id and self._is_line(hit, hit.index):
-                        return stored
-                break  # this index does not say the truth; look at the lines
+                break  # else this index may not say the truth; look at the lines
         needle = f'"event_id":"{event_id}"'.encode()
         for stored in self._scan(segments, max(reach, segments[0].start if segments else 0), size):
             if needle in stored.line and ent.decode(stored.line).event_id == event_id:
@@ -281,17 +289,88 @@ class LogView:
             return index >= 0 and self.store.hashes(0, index, 1) == leaf_hash(line)
         return False
 
+    # -- counts ------------------------------------------------------------------------------------------------------
+
+    def counts(
+        self, start_us: int | None, end_us: int | None, size: int, *, recount: bool = False
+    ) -> tuple[Counts, int, int]:
+        """How many entries below ``size`` with a ``timestamp`` in the inclusive period there are by type, actor and outcome, and of
+        how many entries that was read from the index and from the lines.
+
+        Whole blocks of the period are taken from the counts that the index holds of them and that ``verify`` derives again; the rest,
+        or with ``recount`` everything, is counted from the lines that are here.
+        """
+        total, derived, lines = Counts(0, {}, {}, {}), 0, 0
+        segments = self.store.segments()
+        at = segments[0].start if segments else size
+        spans: list[tuple[int, int]] = []
+        if not recount:
+            for block, counts in self._counted_blocks(at, size):
+                stop = block.first + block.size
+                if block.first > at:
+                    spans.append((at, block.first))
+                elif block.first < at:
+                    continue
+                at = stop
+                if (start_us is None or block.earliest >= start_us) and (end_us is None or block.latest <= end_us):
+                    _add(total, counts)
+                    derived += block.size
+                elif (start_us is None or block.latest >= start_us) and (end_us is None or block.earliest <= end_us):
+                    spans.append((block.first, stop))
+        spans.append((at, size))
+        for start, stop in spans:
+            for stored in self._from_block(segments, start, stop):
+                fields = ent.decode(stored.line)
+                lines += 1
+                moment = parse_time(fields.timestamp)
+                if (start_us is None or moment >= start_us) and (end_us is None or moment <= end_us):
+                    if fields.event_type.startswith("log."):
+                        total.own += 1
+                    else:
+                        _add(total, Counts(0, {fields.event_type: 1}, {fields.actor: 1}, {fields.outcome: 1}))
+        return total, derived, lines
+
+    def _counted_blocks(self, start: int, size: int) -> Iterator[tuple[Block, Counts]]:
+        """Blocks wholly in [start, size) with counts that add up, ascending, as far as the index can be read."""
+        for index in self._indexes:
+            try:
+                with index.reading() as connection:
+                    for block in idx.blocks(connection, start, size):
+                        counts = decode_counts(block.counts)
+                        if block.first + block.size <= size and counts.holds_for(block.size):
+                            yield block, counts
+                return
+            except (sqlite3.Error, OSError, ValueError):
+                return
+
+    def _from_block(self, segments: list[Segment], start: int, stop: int) -> Iterator[Stored]:
+        """Lines of [start, stop), going straight to the first where the index knows its place."""
+        known = None
+        for index in self._indexes:
+            with contextlib.suppress(sqlite3.Error, OSError, StoreError), index.reading() as connection:
+                hit = idx.place(connection, start) if start < stop else None
+                if hit is not None:
+                    line = self.store.read(hit.segment, hit.offset, hit.length)
+                    if b"\n" not in line and self._is_line(hit, start):
+                        known = (hit.segment, hit.offset)
+            break
+        yield from self._scan_from(segments, start, stop, known)
+
     # -- the index ---------------------------------------------------------------------------------------------------
 
     def fill(self, size: int | None = None, *, wait_s: float = HEAD_WAIT_S) -> bool:
         """Bring the first index that this user may fill up to the head (or ``size``, which the caller knows to be
         signed). False if none could be."""
+        if size is not None and size <= self._filled:
+            return True  # or it was lost since: then lines are read where it does not reach
         for index in self._indexes:
             try:
                 with index.filling() as connection:
                     if connection is None:
                         return False
-                    self._fill(connection, self.head(wait_s).size if size is None else size)
+                    wanted = self.head(wait_s).size if size is None else size
+                    self._fill(connection, wanted)
+                    self._filled = wanted
                     return True
             except (sqlite3.Error, OSError):
                 continue
@@ -300,22 +379,36 @@ class LogView:
     def _fill(self, connection: sqlite3.Connection, size: int) -> None:
         segments = self.store.segments()
         first = segments[0].start if segments else size
-        done = idx.size_of(connection)
+        done = self._sound(connection, first)
         if done > size:
-            idx.cut_at(connection, size)
-            done = idx.size_of(connection)  # rows below may have been missing all along
-        rows: list[idx.Row] = []
-        start, segment_offset = max(done, first), None
+            if done <= self.head().size:
+                return  # somebody filled it further, meanwhile
+            clear(connection)
+            done = 0
+        start, known = max(done, first), None
         last = idx.place(connection, done - 1) if done > first else None
         if last is not None:
-            segment_offset = (last.segment, last.offset + last.length + 1)
-        for stored in self._scan_from(segments, start, size, segment_offset):
-            rows.append(idx.row_of(stored.hit.index, ent.decode(stored.line), *stored.hit[1:]))
-            if len(rows) >= _FILL_ROWS:
-                idx.add(connection, rows)
-                rows = []
-        if rows:
-            idx.add(connection, rows)
+            known = (last.segment, last.offset + last.length + 1)
+        lines = ((s.hit.segment, s.hit.offset, Line(s.hit.index, s.hit.length, summary_of(s.line)))
+                 for s in self._scan_from(segments, start, size, known))  # fmt: skip
+        for segment, offset, run in batched(lines):
+            add(connection, segment, offset, run)
+
+    def _sound(self, connection: sqlite3.Connection, first: int) -> int:
+        """How far it reaches; emptied where its last block is none, or lies where no block of this log can."""
+        try:
+            last = idx.last_block(connection)
+            if last is None:
+                return 0
+            size = last.first + last.size
+            decode_counts(last.counts)
+            if size <= first or any(last.segment == s.start for s in self.store.segments()):
+                idx.hit_in(last, size - 1)
+                return size
+        except (sqlite3.DatabaseError, ValueError):
+            pass
+        clear(connection)
+        return 0
 
     def _scan_from(
         self, segments: list[Segment], start: int, stop: int, known: tuple[int, int] | None
@@ -335,6 +428,13 @@ class LogView:
                     offset += len(line) + 1
                     start = number + 1
         yield from self._scan([s for s in segments if s.start >= start], start, stop)
+
+
+def _add(total: Counts, more: Counts) -> None:
+    total.own += more.own
+    for mine, its in ((total.event_type, more.event_type), (total.actor, more.actor), (total.outcome, more.outcome)):
+        for name, count in its.items():
+            mine[name] = mine.get(name, 0) + count
 
 
 def parse_key_lines(data: bytes) -> list[tuple[int, bytes]]:

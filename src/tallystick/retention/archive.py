@@ -30,7 +30,7 @@ from ..core.errors import Malformed, StoreError, VerificationError
 from ..core.merkle import leaf_hash, root_of
 from ..core.times import parse_time
 from ..disk import DISK, Disk, file_mode
-from ..index import Hit
+from ..index.search import Hit
 from ..log.view import LogView, Stored, parse_key_lines
 from ..log.writer import Writer
 from ..store import Segment, Store

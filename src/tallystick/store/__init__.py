@@ -24,7 +24,7 @@ Indexes are 0-based, ranges half-open, offsets in bytes within a segment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -72,6 +72,9 @@ class Store(Protocol):
 
     def read(self, segment: int, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes, or ``StoreError``."""
+
+    def lines(self, places: Iterable[tuple[int, int, int]]) -> Iterator[bytes]:
+        """For each (segment, offset, length) what ``read`` gives, in the same order; ``places`` is asked for as it goes."""
 
     def hashes(self, level: int, start: int, count: int) -> bytes:
         """``count`` × 32 bytes of a level, or ``StoreError``."""

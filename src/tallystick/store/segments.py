@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -95,15 +95,28 @@ class SegmentStore:
 
     def read(self, segment: int, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes of a segment."""
-        name = segment_name(segment)
+        return next(self.lines([(segment, offset, length)]))
+
+    def lines(self, places: Iterable[tuple[int, int, int]]) -> Iterator[bytes]:
+        """Many reads; the file stays open as long as the segment is the same."""
+        home, fd = -1, None
         try:
-            with self._open_segment(name) as fd:
+            for segment, offset, length in places:
+                if segment != home:
+                    close_quietly(fd)
+                    home, fd = -1, None
+                    try:
+                        fd = os.open(self.folder / "segments" / segment_name(segment), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                    except FileNotFoundError:
+                        raise StoreError(f"segments/{segment_name(segment)} is not here") from None
+                    home = segment
+                assert fd is not None
                 data = os.pread(fd, length, offset)
-        except FileNotFoundError:
-            raise StoreError(f"segments/{name} is not here") from None
-        if len(data) != length:
-            raise StoreError(f"segments/{name}: {length} bytes expected at {offset}, {len(data)} found")
-        return data
+                if len(data) != length:
+                    raise StoreError(f"segments/{segment_name(segment)}: {length} bytes expected at {offset}, {len(data)} found")
+                yield data
+        finally:
+            close_quietly(fd)
 
     def tail(self, segment: Segment, offset: int) -> bytes:
         """Everything after ``offset``: what recovery looks at."""

@@ -1,0 +1,170 @@
+"""The index against the lines: every row is derived again and compared (``verify``)."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+from ..core.entry import Fields
+from .derive import BLOCK, CHUNK, CHUNK_BITS, FIELDS, OWN, Block, Line, PostingsBuilder, block_of, block_start, id_key, numbers
+from .search import Hit, checked, hit_in, size_of
+
+_NAMES = {number: name for name, number in FIELDS.items()} | {OWN: "log.*"}
+_COLUMNS = Block._fields
+_IDS_AT_ONCE = 500
+_NAMED_MAX = 1000
+
+Tell = Callable[[str, int | None, int | None], None]
+"""``tell(text, index, end)``: a finding."""
+
+
+class Comparison:
+    """Is given the signed lines in ascending index and tells where the rows in [start, reach) are not theirs.
+
+    ``start`` begins a block. Lines that are not the signed ones are not given: what the index says of them is not judged.
+    ``sound(segment)`` says whether the places of a segment's lines can be.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, start: int, reach: int, tell: Tell, sound: Callable[[int], bool]
+    ) -> None:  # fmt: skip
+        self._connection, self._start, self._reach, self._tell, self._sound = connection, start, reach, tell, sound
+        self._lines: list[tuple[Hit, Line]] = []  # of one block
+        self._postings, self._known = PostingsBuilder(), set[int]()
+        self._chunk = start >> CHUNK_BITS
+        self._ids: list[tuple[int, int]] = []
+        self._firsts: set[int] = set()
+
+    def line(self, hit: Hit, fields: Fields) -> None:
+        """The next one."""
+        index = hit.index
+        if index >= self._reach:
+            return
+        if self._lines and (block_start(index, hit.segment), hit.segment) != self._block():
+            self._end_block()
+        if index >> CHUNK_BITS != self._chunk:
+            self._end_chunk(index >> CHUNK_BITS)
+        self._lines.append((hit, Line(index, hit.length, fields)))
+        self._postings.add(index, fields)
+        self._known.add(index & (CHUNK - 1))
+        self._ids.append((id_key(fields.event_id), index))
+        if len(self._ids) >= _IDS_AT_ONCE:
+            self._end_ids()
+
+    def finish(self, segment_stops: dict[int, int], *, whole: bool) -> None:
+        """After the last line. ``segment_stops``: first index of each segment that is here → index after its last. ``whole``: count
+        also the rows of no entry."""
+        if self._lines:
+            self._end_block()
+        self._end_chunk(self._chunk + 1)
+        self._end_ids()
+        self._missing_blocks(segment_stops)
+        if whole:
+            self._ids_of_nothing()
+
+    def _block(self) -> tuple[int, int]:
+        hit = self._lines[0][0]
+        return block_start(hit.index, hit.segment), hit.segment
+
+    def _end_block(self) -> None:
+        first, segment = self._block()
+        self._firsts.add(first)
+        lines, self._lines = self._lines, []
+        row = self._connection.execute(f"SELECT {','.join(_COLUMNS)} FROM blocks WHERE first = ?", (first,)).fetchone()
+        if row is None:
+            self._tell("its row is not there", first, lines[-1][0].index + 1)
+            return
+        stored = checked(row)
+        stop = min(first + stored.size, self._reach)
+        if lines[-1][0].index >= stop:
+            self._tell(f"the row ends at #{stop - 1:,}", stop, lines[-1][0].index + 1)
+        elif len(lines) == stop - first == stored.size:
+            wanted = block_of(segment, lines[0][0].offset, [line for _, line in lines])
+            if not self._sound(segment):
+                wanted = wanted._replace(offset=stored.offset, ends=stored.ends)
+            different = [name for name, a, b in zip(_COLUMNS, stored, wanted, strict=True) if a != b]
+            if different:
+                at = first
+                if different == ["ends"]:
+                    at += next((i for i in range(stored.size) if stored.ends[: 4 * i + 4] != wanted.ends[: 4 * i + 4]), 0)
+                self._tell(f"differs from its lines ({', '.join(different)})", at, None)
+        elif self._sound(segment):  # some lines of it are not the signed ones, or it goes on beyond the head
+            for hit, _ in lines:
+                if hit_in(stored, hit.index) != hit:
+                    self._tell("differs from its line (ends)", hit.index, None)
+                    break
+
+    def _end_chunk(self, following: int) -> None:
+        base = self._chunk << CHUNK_BITS
+        rows = self._connection.execute("SELECT field, term, list FROM postings WHERE chunk = ?", (self._chunk,)).fetchall()
+        stored = {(field, term): data for field, term, data in rows}
+        wanted = self._postings.rows()
+        if self._known and stored != wanted:
+            self._name_postings(base, stored, wanted)
+        self._postings, self._known, self._chunk = PostingsBuilder(), set(), following
+
+    def _name_postings(self, base: int, stored: dict[tuple[int, int], bytes], wanted: dict[tuple[int, int], bytes]) -> None:
+        wrong: dict[int, set[str]] = {}
+        for key in stored.keys() | wanted.keys():
+            data, right = stored.get(key, b""), wanted.get(key, b"")
+            if data == right:
+                continue
+            if type(data) is not bytes or len(data) % 2:
+                raise sqlite3.DatabaseError(f"a list of chunk {self._chunk} is none")
+            there = list(numbers("H", data))
+            mine = self._known.intersection(there)
+            for at in mine ^ set(numbers("H", right)):
+                wrong.setdefault(base + at, set()).add(_NAMES.get(key[0], f"field {key[0]}"))
+            if len(there) != len(set(there)) or max(there, default=0) >= CHUNK:
+                wrong.setdefault(base + there[0], set()).add(_NAMES.get(key[0], f"field {key[0]}"))
+        for index in sorted(wrong)[:_NAMED_MAX]:
+            self._tell(f"differs from its line ({', '.join(sorted(wrong[index]))})", index, None)
+
+    def _end_ids(self) -> None:
+        pairs, self._ids = self._ids, []
+        if not pairs:
+            return
+        wanted = ",".join("?" * len(pairs))
+        rows = self._connection.execute(f"SELECT id, idx FROM ids WHERE id IN ({wanted})", [key for key, _ in pairs]).fetchall()
+        for _, index in sorted(set(pairs).difference(rows)):
+            self._tell("differs from its line (event_id)", index, None)
+
+    def _missing_blocks(self, segment_stops: dict[int, int]) -> None:
+        """Blocks of which no line was given, and rows that begin where no block does."""
+        begun = {row[0] for row in self._connection.execute("SELECT first FROM blocks WHERE first >= ? AND first < ?",
+                                                            (self._start, self._reach))}  # fmt: skip
+        expected = set()
+        for segment, stop in segment_stops.items():
+            at = max(segment, block_start(self._start, segment)) if self._start > segment else segment
+            while at < min(stop, self._reach):
+                expected.add(at)
+                at += BLOCK - at % BLOCK
+        for first in sorted(begun - expected)[:_NAMED_MAX]:
+            self._tell("a row begins where no block does", first, None)
+        for first in sorted((expected - begun) - self._firsts)[:_NAMED_MAX]:
+            self._tell("its row is not there", first, None)
+
+    def _ids_of_nothing(self) -> None:
+        first = min(self._start, self._reach)
+        (count,) = self._connection.execute("SELECT count(*) FROM ids WHERE idx >= ? AND idx < ?", (first, self._reach)).fetchone()
+        if count > self._reach - first:
+            sql = "SELECT idx FROM ids WHERE idx >= ? AND idx < ? GROUP BY idx HAVING count(*) > 1 ORDER BY idx LIMIT 20"
+            for (index,) in self._connection.execute(sql, (first, self._reach)).fetchall():
+                self._tell("has more than one row (event_id)", index, None)
+
+
+def of_no_entry(connection: sqlite3.Connection) -> list[int]:
+    """Rows that can be of no entry, at most 20: below 0, or said to lie in a segment that begins after them."""
+    found = connection.execute(
+        "SELECT first FROM blocks WHERE first < 0 OR segment > first UNION SELECT idx FROM ids WHERE idx < 0 "
+        "UNION SELECT chunk FROM postings WHERE chunk < 0 LIMIT 20").fetchall()
+    return [row[0] for row in found]
+
+
+def integrity(connection: sqlite3.Connection) -> list[str]:
+    """What SQLite itself finds wrong, at most 20 findings."""
+    rows = connection.execute("PRAGMA integrity_check(20)").fetchall()
+    return [str(row[0]) for row in rows if row[0] != "ok"]
+
+
+__all__ = ["Comparison", "integrity", "of_no_entry", "size_of"]
