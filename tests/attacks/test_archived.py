@@ -108,18 +108,24 @@ def test_a_line_that_stayed(case: Case) -> None:
 
 
 def test_rows_of_what_left_cannot_stand_for_what_stayed(case: Case) -> None:
-    index = int(Path(case.segments()[0]).stem) + 4
+    start = int(Path(case.segments()[0]).stem)
+    index = start + 4
+    with AuditLogger(case.folder, memory=case.memory) as log:
+        event_id = log.entry(index).event_id
     with editing(case) as connection:
-        (event_id,) = connection.execute("SELECT event_id FROM entries WHERE idx = ?", (index,)).fetchone()
-        connection.execute("UPDATE entries SET event_id = ? WHERE idx = 5", (event_id,))
+        connection.execute("UPDATE ids SET idx = 5 WHERE idx = ?", (index,))
     with AuditLogger(case.folder, memory=case.memory) as log:
         assert log.entry(event_id).index == index
+    assert ("index_mismatch", index) in {(f.issue, f.index) for f in case.verify().findings}
     with editing(case) as connection:
-        connection.execute("CREATE TEMP TABLE t AS SELECT * FROM entries WHERE idx = ?", (index,))
-        connection.execute("DELETE FROM entries WHERE idx = 5")
-        connection.execute("UPDATE t SET idx = 5")
-        connection.execute("INSERT INTO entries SELECT * FROM t")
-    assert ("index_mismatch", 5) in {(f.issue, f.index) for f in case.verify().findings}
+        connection.execute("UPDATE ids SET idx = ? WHERE idx = 5", (index,))
+        connection.execute("DELETE FROM blocks WHERE first = 0")
+        connection.execute("INSERT INTO blocks SELECT 0, segment, offset, earliest, latest, ends, counts FROM blocks WHERE first = ?", (start,))
+    assert ("index_mismatch", 0) in {(f.issue, f.index) for f in case.verify().findings}
+    with AuditLogger(case.folder, memory=case.memory) as log:
+        assert log.entry(event_id).index == index
+        with pytest.raises(KeyError):
+            log.entry(5)
 
 
 def test_a_checkpoint_of_before_is_still_compared(case: Case) -> None:

@@ -22,6 +22,8 @@ SIZES = 131  # exhaustively, as the RFC's own draft vectors do
 LEAVES = [leaf_hash(rfc6962.line(i)) for i in range(SIZES)]
 ROOTS = [rfc6962.mth(0, n) for n in range(SIZES)]
 
+pytestmark = pytest.mark.usefixtures("hashing")
+
 
 def flipped(hashes, i, bit):
     """The same hashes with one bit of the i-th changed."""

@@ -11,6 +11,8 @@ from tallystick.core.tiles import frontier_at, parse_tile_path, prove_consistenc
 N = 130
 LEAVES = [hashlib.sha256(b"\0" + f"leaf {i}".encode()).digest() for i in range(N)]
 
+pytestmark = pytest.mark.usefixtures("hashing")
+
 
 def mth(leaves):
     """RFC 6962 §2.1."""

@@ -27,6 +27,8 @@ from . import rfc6962
 
 LEAVES = [leaf_hash(rfc6962.line(i)) for i in range(70_000)]
 
+pytestmark = pytest.mark.usefixtures("hashing")
+
 
 class Tree:
     """``tree/0``, ``tree/1`` … in memory; keeps what was read and refuses what is not there."""

@@ -1,8 +1,15 @@
 """The chapter's three reports count all events of the period, and say what they rest on."""
 
+import random
+from collections import Counter
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tallystick import AuditEventType, AuditLogger, ComplianceReporter
+from tallystick.core.times import format_time
+from tallystick.memory import Memory
 from tallystick.reports.compliance import failed_authentication
 
 
@@ -74,3 +81,46 @@ def test_bad_questions_are_named(log):
 def test_author_is_not_authentication(log):
     entry = next(iter(log.entries({"action": "rename author"})))
     assert not failed_authentication(entry)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_derived_counts_are_what_the_lines_say(many, data):
+    """Any period, any size, whatever the index holds of it."""
+    log, moments = many
+    times = st.none() | st.sampled_from(moments).map(lambda us: us + data.draw(st.sampled_from([-1, 0, 1])))
+    start, end = data.draw(times), data.draw(times)
+    size = data.draw(st.integers(1, log.entry_count()))
+    found, derived, lines = log._handle.view.counts(start, end, size)
+    again, nothing, everything = log._handle.view.counts(start, end, size, recount=True)
+    assert (found.event_type, found.actor, found.outcome) == (again.event_type, again.actor, again.outcome)
+    assert nothing == 0
+    assert everything == size
+    slow = [e for e in log.entries(before=size) if (start is None or e.timestamp_us >= start) and (end is None or e.timestamp_us <= end)]
+    assert found.actor == dict(Counter(e.actor for e in slow))
+    assert derived + lines <= size
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Blocks that are whole, begun, of several segments, with times that go back; a tail that is not indexed."""
+    path = tmp_path_factory.mktemp("many") / "audit_log"
+    log = AuditLogger(path, memory=Memory(path.parent / "state"))
+    log._handle.writer._segment_bytes = 700_000
+    chosen, moments = random.Random(5), []
+    for part in (700, 1, 900, 30, 2500, 5):
+        events = []
+        for _ in range(part):
+            moments.append(1_700_000_000_000_000 + len(moments) * 1_000_000 - chosen.choice((0, 0, 0, 400_000_000)))
+            events.append({"event_type": chosen.choice(("data_access", "user_action", "approval.decision")), "actor": f"a{chosen.randrange(9)}",
+                           "actor_type": "user", "resource": "crm", "action": "read", "timestamp": format_time(moments[-1]),
+                           "outcome": chosen.choice(("success", "failure"))})
+        log.log_many(events)
+        log._handle.keeper.stop()
+        if part != 5:
+            log._handle.view.fill()
+    assert len(log._handle.store.segments()) > 1
+    assert log._handle.view.counts(None, None, log.entry_count())[2] >= 5
+    yield log, moments
+    assert log.verify_integrity()["exit_code"] == 0
+    log.close()

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tallystick import AuditLogger, index
+from tallystick import AuditLogger
 from tallystick.core.errors import StoreError
+from tallystick.index import connection
 from tallystick.log.create import creation_lock
 from tallystick.memory import Known, Memory
 from tallystick.opening import is_log
@@ -230,7 +231,7 @@ def test_no_fork_while_a_thread_is_inside_sqlite(lab: Lab) -> None:
     inside, leave, forked = threading.Event(), threading.Event(), threading.Event()
 
     def query() -> None:
-        with index._GATE:
+        with connection._GATE:
             inside.set()
             leave.wait(30)
 
@@ -263,7 +264,7 @@ def test_no_fork_while_a_thread_is_inside_sqlite(lab: Lab) -> None:
 
 def test_the_fork_gate_counts_and_is_reentrant():
     """The collector may close a connection inside another call; the outer call must still hold up a fork."""
-    from tallystick.index import _ForkGate
+    from tallystick.index.connection import _ForkGate
 
     gate = _ForkGate()
     inside, leave, closed = threading.Event(), threading.Event(), threading.Event()

@@ -38,6 +38,7 @@ _PERIOD = re.compile(r"[0-9]{4}-[0-9]{2}(-[0-9]{2})?", re.ASCII)
     epilog="""\b
 Example:
   tally report full --period 2026-11
+  tally report full --period 2026-11 --recount
   tally report security audit_log --since 30d --verify
   tally report data_access --period 2026-11 --at 18267 --json""",
 )
@@ -45,10 +46,11 @@ Example:
 @period_options
 @click.option("--at", type=click.IntRange(1), metavar="SIZE", help="Made from the log as it was at that size: the same answer again.")
 @click.option("--verify", is_flag=True, help="Verify the whole log first.")
+@click.option("--recount", is_flag=True, help="Count from the stored lines, not from counts that the index keeps.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def command(
     args: tuple[str, ...], on: str | None, since: str | None, until: str | None, period: str | None, at: int | None, verify: bool,
-    as_json: bool,
+    recount: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """A report over all events of a period. It counts what is recorded and gives no opinion."""
     from ..reports.compliance import ComplianceReporter
@@ -62,7 +64,8 @@ def command(
     with open_log(path) as log:
         asked = parse_period(log.zone, on, since, until, period)
         try:
-            found = ComplianceReporter(log).generate_report(asked.start, asked.end, kind, at=at, verify=verify)
+            found = ComplianceReporter(log).generate_report(asked.start, asked.end, kind, at=at, verify=verify,
+                                                                 recount=recount)  # fmt: skip
         except ValueError as e:
             if isinstance(e, click.ClickException) or type(e) is not ValueError:
                 raise
@@ -141,6 +144,14 @@ def _full(screen: Screen, log: AuditLogger, report: dict[str, Any]) -> None:
             screen.table([title, "events"], [(key, f"{n:,}") for key, n in counted[:ROWS_MAX]], right=[1])
         if len(counted) > ROWS_MAX:
             screen.line(f"  … {len(counted) - ROWS_MAX:,} more: --json")
+    screen.blank()
+    derived, lines = report["counted_from"]["derived"], report["counted_from"]["lines"]
+    if derived:
+        rest = f", {lines:,} from the stored lines" if lines else ""
+        screen.line(f"COUNTED     {plural(derived, 'entry', 'entries')} from the index's counts (verify derives them again){rest}")
+        screen.line("            all from the stored lines: --recount")
+    else:
+        screen.line(f"COUNTED     {plural(lines, 'entry', 'entries')} from the stored lines")
 
 
 def _security(screen: Screen, log: AuditLogger, report: dict[str, Any]) -> None:

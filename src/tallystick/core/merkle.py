@@ -20,10 +20,18 @@ Not here: where hashes are kept and how proofs are made (``tiles``), who signed 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from types import ModuleType
+from typing import cast
 
 from .errors import VerificationError
+
+native: ModuleType | None
+try:  # the same hashes in batches (``_sha256.c``), where it was built and finds its library
+    from . import _sha256 as native
+except ImportError:
+    native = None
 
 HASH_BYTES = 32
 SIZE_MAX = 2**63 - 1  # C2SP tlog-tiles and the int64 of every other implementation
@@ -41,16 +49,33 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return sha256(b"\x01" + left + right).digest()
 
 
-def parents(row: Sequence[bytes]) -> list[bytes]:
-    """The node hashes over the pairs of an even row, in order. Here a million leaves spend their time."""
+def leaf_hashes(lines: Iterable[bytes]) -> bytes:
+    """The leaf hashes of lines, 32 bytes each, one after the other."""
+    return b"".join([sha256(b"\x00" + line).digest() for line in lines])
+
+
+def leaves_of(run: bytes) -> bytes:
+    """The leaf hashes of the lines of ``run``, each of which ends in a newline. ``ValueError`` if the last does not."""
+    if native is not None:
+        return cast(bytes, native.leaves(run))
+    *lines, rest = run.split(b"\n")
+    if rest:
+        raise ValueError("the last line does not end")
+    return leaf_hashes(lines)
+
+
+def parents(row: bytes) -> bytes:
+    """The node hashes over the pairs of an even row of hashes, in order. Here a million leaves spend their time."""
+    if native is not None and len(row) > 64:
+        return cast(bytes, native.parents(row))
     fresh = sha256(b"\x01").copy  # a state that has the 0x01: copying it is cheaper than setting up a new one
     above: list[bytes] = []
     append = above.append
-    for left, right in zip(row[::2], row[1::2], strict=True):
+    for at in range(0, len(row), 2 * HASH_BYTES):
         state = fresh()
-        state.update(left + right)
+        state.update(row[at : at + 2 * HASH_BYTES])
         append(state.digest())
-    return above
+    return b"".join(above)
 
 
 class Frontier:
@@ -75,7 +100,9 @@ class Frontier:
 
     def copy(self) -> Frontier:
         """Another frontier of the same state; neither sees what is appended to the other."""
-        return Frontier(self.size, self.hashes)
+        other = object.__new__(Frontier)
+        other.size, other.hashes = self.size, self.hashes.copy()
+        return other
 
     def root(self) -> bytes:
         """MTH of everything appended so far; ``EMPTY_ROOT`` at size 0."""
@@ -97,28 +124,39 @@ class Frontier:
         ``tree/<k+1>`` grows by. Nothing is changed when ``ValueError`` is raised (a hash of another length, a
         size beyond 2⁶³−1).
         """
-        row = list(leaves)
-        if not set(map(len, row)) <= {HASH_BYTES}:
+        if not set(map(len, leaves)) <= {HASH_BYTES}:
             raise ValueError("a leaf hash has 32 bytes")
-        if self.size + len(row) > SIZE_MAX:
+        return [cut(row) for row in self.extend_row(b"".join(leaves))]
+
+    def extend_row(self, row: bytes) -> list[bytes]:
+        """``extend``, with hashes and answers as rows: 32 bytes each, one after the other."""
+        if len(row) % HASH_BYTES:
+            raise ValueError("a leaf hash has 32 bytes")
+        grown = self.size + len(row) // HASH_BYTES
+        if grown > SIZE_MAX:
             raise ValueError("a tree has at most 2**63-1 leaves")
-        grown = self.size + len(row)
         edge = self.hashes.copy()  # its last hash is the lowest subtree that waits for a right sibling
         odd: list[bytes] = []  # the lowest first: what will wait after this call
-        full: list[list[bytes]] = []
+        full: list[bytes] = []
         level = 0
         while row:  # row: the subtrees of 2^level leaves that this call completed
             if level and level % TILE_HEIGHT == 0:
-                full.append(row.copy())
+                full.append(row)
             if self.size >> level & 1:
-                row.insert(0, edge.pop())
-            if len(row) % 2:
-                odd.append(row.pop())
+                row = edge.pop() + row
+            if len(row) // HASH_BYTES % 2:
+                odd.append(row[-HASH_BYTES:])
+                row = row[:-HASH_BYTES]
             row = parents(row)
             level += 1
         self.hashes = edge + odd[::-1]
         self.size = grown
         return full
+
+
+def cut(row: bytes) -> list[bytes]:
+    """A row of hashes, each by itself."""
+    return [row[at : at + HASH_BYTES] for at in range(0, len(row), HASH_BYTES)]
 
 
 def root_of(leaves: Sequence[bytes]) -> bytes:

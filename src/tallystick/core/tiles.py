@@ -136,18 +136,18 @@ def _read_nodes(read: Read, nodes: Iterable[_Node]) -> dict[_Node, bytes]:
     for node, (level, start, stop) in places.items():
         tile = level, start // TILE_WIDTH
         first = spans[tile][0]
-        row = rows[tile][start - first : stop - first]
-        while len(row) > 1:
+        row = rows[tile][(start - first) * HASH_BYTES : (stop - first) * HASH_BYTES]
+        while len(row) > HASH_BYTES:
             row = parents(row)
-        (found[node],) = row
+        found[node] = row
     return found
 
 
-def _read_row(read: Read, level: int, start: int, stop: int) -> list[bytes]:
+def _read_row(read: Read, level: int, start: int, stop: int) -> bytes:
     packed = read(level, start, stop - start)
     if len(packed) != (stop - start) * HASH_BYTES:
         raise ValueError(f"{stop - start} hashes of level {level} were read as {len(packed)} bytes")
-    return [packed[i : i + HASH_BYTES] for i in range(0, len(packed), HASH_BYTES)]
+    return packed
 
 
 def tile_path(level: int, index: int, width: int = TILE_WIDTH) -> str:

@@ -51,14 +51,14 @@ class Comparison:
         if len(self._ids) >= _IDS_AT_ONCE:
             self._end_ids()
 
-    def finish(self, segment_stops: dict[int, int], *, whole: bool) -> None:
-        """After the last line. ``segment_stops``: first index of each segment that is here → index after its last. ``whole``: count
-        also the rows of no entry."""
+    def finish(self, segment_stops: dict[int, int], *, whole: bool, gaps: bool) -> None:
+        """After the last line. ``segment_stops``: first index of each segment that is here → first of the next. ``whole``: count
+        also the rows of no entry. ``gaps``: lines are missing, so that rows may be of segments that are not here."""
         if self._lines:
             self._end_block()
         self._end_chunk(self._chunk + 1)
         self._end_ids()
-        self._missing_blocks(segment_stops)
+        self._missing_blocks(segment_stops, gaps)
         if whole:
             self._ids_of_nothing()
 
@@ -129,19 +129,20 @@ class Comparison:
         for _, index in sorted(set(pairs).difference(rows)):
             self._tell("differs from its line (event_id)", index, None)
 
-    def _missing_blocks(self, segment_stops: dict[int, int]) -> None:
+    def _missing_blocks(self, segment_stops: dict[int, int], gaps: bool) -> None:
         """Blocks of which no line was given, and rows that begin where no block does."""
-        begun = {row[0] for row in self._connection.execute("SELECT first FROM blocks WHERE first >= ? AND first < ?",
-                                                            (self._start, self._reach))}  # fmt: skip
+        sql = "SELECT first, segment FROM blocks WHERE first >= ? AND first < ?"
+        rows = self._connection.execute(sql, (self._start, self._reach)).fetchall()
+        begun = {first for first, segment in rows if not gaps or segment in segment_stops}
         expected = set()
         for segment, stop in segment_stops.items():
-            at = max(segment, block_start(self._start, segment)) if self._start > segment else segment
+            at = max(segment, self._start)  # which begins a block
             while at < min(stop, self._reach):
                 expected.add(at)
                 at += BLOCK - at % BLOCK
         for first in sorted(begun - expected)[:_NAMED_MAX]:
             self._tell("a row begins where no block does", first, None)
-        for first in sorted((expected - begun) - self._firsts)[:_NAMED_MAX]:
+        for first in sorted((expected - begun) - self._firsts)[:_NAMED_MAX] if not gaps else ():
             self._tell("its row is not there", first, None)
 
     def _ids_of_nothing(self) -> None:

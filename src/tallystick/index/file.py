@@ -90,5 +90,8 @@ class Index:
 
 def schema_of(connection: sqlite3.Connection) -> list[str]:
     """Every statement of the schema, in the order of making; anything that is not ours shows here."""
-    rows = connection.execute("SELECT sql FROM sqlite_master ORDER BY rowid").fetchall()
+    try:
+        rows = connection.execute("SELECT sql FROM sqlite_master ORDER BY rowid").fetchall()
+    except UnicodeDecodeError:
+        raise sqlite3.DatabaseError("the schema is no text") from None
     return [row[0] for row in rows]

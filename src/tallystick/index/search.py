@@ -6,6 +6,7 @@ reads the lines instead.
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ def checked(row: Sequence[Any]) -> Block:
         raise sqlite3.DatabaseError("a block of other types")
     if (
         min(block.first, block.segment, block.offset) < 0 or block.segment > block.first or not block.ends
-        or len(block.ends) % 4 or block.size > BLOCK or block.first + block.size > _INT_MAX - BLOCK
+        or len(block.ends) % 4 or block.size > BLOCK or max(block.first, block.offset) > _INT_MAX >> 1
     ):  # fmt: skip
         raise sqlite3.DatabaseError(f"block {block.first} is none")
     return block
@@ -190,21 +191,23 @@ def _posted(
 
 def _candidates(connection: sqlite3.Connection, chunk: int, wanted: list[tuple[int, list[int]]]) -> set[int]:
     """Offsets within a chunk of entries that all conditions admit."""
-    found: set[int] | None = None
+    lists: list[list[bytes]] = []
     for field, terms in wanted:
         rows = connection.execute(
             f"SELECT list FROM postings WHERE chunk = ? AND field = ? AND term IN ({','.join('?' * len(terms))})",
             (chunk, field, *terms),
         ).fetchall()
-        mine: set[int] = set()
+        if not rows:
+            return set()
         for (data,) in rows:
             if type(data) is not bytes or len(data) % 2 or len(data) > 2 * CHUNK:
                 raise sqlite3.DatabaseError(f"a list of chunk {chunk} is none")
-            mine.update(numbers("H", data))
-        found = mine if found is None else found & mine
-        if not found:
-            return set()
-    return found or set()
+        lists.append([data for (data,) in rows])
+    lists.sort(key=lambda parts: sum(map(len, parts)))
+    found = {at for data in lists[0] for at in numbers("H", data)}
+    for parts in lists[1:]:
+        found = found.intersection(itertools.chain.from_iterable(numbers("H", data) for data in parts))
+    return found
 
 
 def _block_at(connection: sqlite3.Connection, index: int) -> Block | None:

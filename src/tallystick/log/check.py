@@ -16,8 +16,8 @@ from ..core import entry as ent
 from ..core.checkpoint import Checkpoint, open_checkpoint
 from ..core.epoch import CONFIG, CREATED, History, is_own
 from ..core.errors import AuditError, Malformed, StoreError, VerificationError
-from ..core.merkle import HASH_BYTES, Frontier, leaf_hash
-from ..core.tiles import frontier_at
+from ..core.merkle import HASH_BYTES, Frontier, cut, leaf_hash, verify_consistency
+from ..core.tiles import frontier_at, prove_consistency
 from ..core.verify import Alignment, Finding, Span, Verdict, align, merge
 from ..index.compare import Comparison, integrity, of_no_entry
 from ..index.derive import block_start
@@ -26,6 +26,7 @@ from ..index.search import Hit, size_of
 from ..keys import Mark
 from ..store import Segment, Store
 from ..vault import Place, Vault
+from .content import Agreed, prove_content
 from .view import LogView, Stored
 
 FINDINGS_MAX = 1000
@@ -45,6 +46,8 @@ class Reference(NamedTuple):
 class Checker:
     """One verification of one store."""
 
+    quick = True  # False: only the way that looks at everything line by line; the tests compare both
+
     def __init__(
         self, store: Store, view: LogView, vault: Vault, index: Index | None,
         progress: Callable[[str, int], None] | None = None,
@@ -58,6 +61,7 @@ class Checker:
         self._where: dict[int, list[int | None]] = {}  # broken segments: the index of each line that is as signed
         self._strangers: list[_Stranger] = []
         self._tree_holds = False
+        self._agreed: Agreed | None = None
         self._head_error = ""
         self._config: str | None = None
 
@@ -109,6 +113,13 @@ class Checker:
         segments = self._store.segments()
         first = segments[0].start if segments else head.size
         self._gone(first)
+        if self.quick and not self._head_error:
+            self._agreed = prove_content(self._store, head, start, self._progress)
+        if self._agreed is not None:
+            self._tree_holds = True
+            self._entry_0(True)
+            self._after(head, segments[-1], self._agreed.end)
+            return
         frontier = self._base(max(first, start), head)
         if frontier is None:
             return
@@ -180,7 +191,7 @@ class Checker:
         try:
             for at in range(0, head.size, 1 << 16):
                 count = min(1 << 16, head.size - at)
-                frontier.extend(_cut(self._store.hashes(0, at, count)))
+                frontier.extend(cut(self._store.hashes(0, at, count)))
         except StoreError:
             return False
         return frontier.root() == head.root
@@ -224,7 +235,7 @@ class Checker:
         try:
             if stop > self._store.hash_count(0):
                 return None
-            return _cut(self._store.hashes(0, start, stop - start))
+            return cut(self._store.hashes(0, start, stop - start))
         except StoreError:
             return None
 
@@ -273,7 +284,7 @@ class Checker:
         leaves, homes, at = {s.leaf for s in self._strangers}, dict[bytes, int](), 0
         with contextlib.suppress(StoreError):
             while leaves and at < self.verdict.tree_size:
-                row = _cut(self._store.hashes(0, at, min(1 << 16, self.verdict.tree_size - at)))
+                row = cut(self._store.hashes(0, at, min(1 << 16, self.verdict.tree_size - at)))
                 homes.update((h, i) for i, h in enumerate(row, at) if h in leaves)
                 at += len(row)
         for one in self._strangers:
@@ -330,6 +341,8 @@ class Checker:
 
     def upper_tree(self, head: Checkpoint) -> None:
         """Rows above the leaf hashes, recomputed from the row below."""
+        if self._agreed is not None:
+            return  # compared on the way
         level, width = 0, head.size
         while width >= 256:
             level, width = level + 1, width // 256
@@ -339,7 +352,7 @@ class Checker:
             for i in range(have):
                 frontier = Frontier()
                 with contextlib.suppress(StoreError):
-                    frontier.extend(_cut(self._store.hashes(level - 1, i * 256, 256)))
+                    frontier.extend(cut(self._store.hashes(level - 1, i * 256, 256)))
                     if frontier.root() != self._store.hashes(level, i, 1):
                         self._find("checksum_mismatch", f"tree/{level}: hash {i} is not that of the row below it",
                                    index=i * 256**level, file=f"tree/{level}", offset=i * HASH_BYTES)  # fmt: skip
@@ -360,8 +373,11 @@ class Checker:
                 break
         if reached < head.size:
             return
-        extra = last.size - (0 if head.size == last.start else offset)
-        if extra <= 0:
+        self._after(head, last, 0 if head.size == last.start else offset)
+
+    def _after(self, head: Checkpoint, last: Segment, offset: int) -> None:
+        """What follows the last signed line, at ``offset`` of the last segment."""
+        if last.size <= offset:
             return
         with contextlib.suppress(AuditError):
             if self._view.open_head(self._store.head()).size > head.size:
@@ -380,12 +396,13 @@ class Checker:
 
     def references(self, head: Checkpoint, known: list[Reference]) -> None:
         """Sizes and roots from outside the folder: a smaller head is rolled back, another root another history."""
-        wanted = sorted({r.size for r in known if 0 < r.size <= head.size})
-        roots = self._roots_at(wanted)
+        roots = {} if self._agreed else self._roots_at(sorted({r.size for r in known if 0 < r.size <= head.size}))
         for one in known:
             if one.size > head.size:
                 self._find("rolled_back", f"{one.source} knows {one.size:,} entries, this log ends at {head.size:,}",
                            index=head.size, end=one.size)  # fmt: skip
+            elif self._agreed is not None:
+                self._extends(head, one)
             elif one.size and one.size not in roots:
                 self.verdict.not_proven.append(f"{one.source} ({one.size:,} entries): the tree cannot be read so far")
                 if not any(f.code == 6 for f in self.verdict.findings):
@@ -393,6 +410,21 @@ class Checker:
             elif one.size and roots[one.size] != one.root:
                 self._find("replaced", f"the first {one.size:,} entries are not those that {one.source} knows",
                            index=0, end=one.size)  # fmt: skip
+
+    def _extends(self, head: Checkpoint, one: Reference) -> None:
+        """A proof of consistency needs no trust in the tree that it was read from (RFC 9162 §2.1.4.2)."""
+        if not one.size:
+            return
+        if one.size < 0:
+            self._find("missing", f"nothing is left to compare with {one.source}", index=0, end=one.size)
+            return
+        try:
+            proof = prove_consistency(self._store.hashes, one.size, head.size)
+            verify_consistency(one.size, head.size, one.root, head.root, proof)
+        except StoreError as e:
+            self._find("missing", f"the tree cannot be compared with {one.source} ({e})", index=0, end=one.size)
+        except VerificationError:
+            self._find("replaced", f"the first {one.size:,} entries are not those that {one.source} knows", index=0, end=one.size)
 
     def _roots_at(self, sizes: list[int]) -> dict[int, bytes]:
         """Roots from ``tree/0`` where it gives the signed root, else from the lines."""
@@ -411,7 +443,7 @@ class Checker:
             for size in sizes:
                 while frontier.size < size:
                     count = min(1 << 16, size - frontier.size)
-                    frontier.extend(_cut(self._store.hashes(0, frontier.size, count)))
+                    frontier.extend(cut(self._store.hashes(0, frontier.size, count)))
                 found[size] = frontier.root()
         return found
 
@@ -419,6 +451,10 @@ class Checker:
 
     def entries(self, head: Checkpoint, *, start: int, content: bool) -> None:
         """Grammar of each line, index rows, payloads: whatever is decoded."""
+        if content and self._agreed is not None:
+            self.verdict.lifecycle_entries = sum(
+                is_own(fields) for _, line in self._agreed.own if (fields := _decoded(line)) is not None)  # fmt: skip
+            return
         if content:
             self.verdict.lifecycle_entries = sum(
                 is_own(fields) for batch in _batches(self._store, head.size) for line in batch
@@ -547,7 +583,8 @@ class Checker:
     def _end_comparison(self, rows: Comparison, size: int, *, whole: bool) -> None:
         starts = [s.start for s in self._store.segments()]
         try:
-            rows.finish(dict(zip(starts, [*starts[1:], size], strict=False)), whole=whole)
+            gaps = any(f.code == 6 and f.issue != "index_mismatch" for f in self.verdict.findings)
+            rows.finish(dict(zip(starts, [*starts[1:], size], strict=False)), whole=whole, gaps=gaps)
         except sqlite3.Error as e:
             self._find("index_mismatch", f"index.db: {e}", file="index.db")
 
@@ -661,10 +698,6 @@ def _jump(frontier: Frontier, size: int, leaves: list[bytes] | None) -> None:
         frontier.extend(leaves)
     else:
         frontier.size, frontier.hashes = size, [bytes(HASH_BYTES)] * size.bit_count()
-
-
-def _cut(data: bytes) -> list[bytes]:
-    return [data[i : i + HASH_BYTES] for i in range(0, len(data), HASH_BYTES)]
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

@@ -152,10 +152,10 @@ class Queue:
 
     def _wait(self, reached: Callable[[], bool], timeout_s: float | None) -> None:
         until = None if timeout_s is None else time.monotonic() + timeout_s
-        if self._pid != os.getpid():
-            raise StoreError("the event was submitted by the process that this one was forked from; that one records it")
         with self._changed:
             while not reached():
+                if self._pid != os.getpid():
+                    raise StoreError("submitted by the process that this one was forked from; that one records it")
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError("still on its way to the log")

@@ -24,7 +24,7 @@ from ..core import entry as ent
 from ..core.checkpoint import Checkpoint
 from ..core.epoch import RECOVERED
 from ..core.errors import AuditError, Malformed, StateUnknown, StoreError
-from ..core.merkle import Frontier, leaf_hash
+from ..core.merkle import Frontier, leaf_hashes
 from ..core.tiles import frontier_at, root_at
 from ..keys import Mark
 from ..store import Segment, Store
@@ -216,7 +216,7 @@ class Recovery:
         stops = [size - frontier.size for size, _ in wanted if frontier.size < size <= frontier.size + len(lines)]
         roots = dict(wanted)
         for stop in sorted({*stops, len(lines)}):
-            put_leaves(self._store, frontier, [leaf_hash(line) for line in lines[done:stop]])
+            put_leaves(self._store, frontier, leaf_hashes(lines[done:stop]))
             done = stop
             signed = roots.get(frontier.size)
             if signed is not None and frontier.root() != signed:
@@ -257,7 +257,7 @@ class Recovery:
         frontier = state.frontier.copy()
         if here:
             self._store.rewrite(last, state.offset, rest[:kept])
-            put_leaves(self._store, frontier, [leaf_hash(line) for line, _ in here])
+            put_leaves(self._store, frontier, leaf_hashes(line for line, _ in here))
             lines += here
         if kept < len(rest):
             name, size, digest = self._store.cut(last, state.offset + kept)
@@ -287,7 +287,7 @@ class Recovery:
                 raise StateUnknown(f"segments/{following.name} begins after the end of the log at "
                                    f"{state.size + len(lines):,}" + _WAY_ON)  # fmt: skip
             frontier = state.frontier.copy()
-            put_leaves(self._store, frontier, [leaf_hash(line) for line, _ in lines])
+            put_leaves(self._store, frontier, leaf_hashes(line for line, _ in lines))
             state, found = state._replace(frontier=frontier, segment=following, offset=0), found + lines
         return state, found
 
@@ -332,14 +332,14 @@ _WAY_ON = (
 )
 
 
-def put_leaves(store: Store, frontier: Frontier, leaves: list[bytes]) -> None:
-    """Extend the frontier and the tree files by leaf hashes."""
+def put_leaves(store: Store, frontier: Frontier, leaves: bytes) -> None:
+    """Extend the frontier and the tree files by a row of leaf hashes."""
     before = frontier.size
-    tiles = frontier.extend(leaves)
-    store.put_hashes(0, before, b"".join(leaves))
+    tiles = frontier.extend_row(leaves)
+    store.put_hashes(0, before, leaves)
     for level, roots in enumerate(tiles, 1):
         if roots:
-            store.put_hashes(level, before >> 8 * level, b"".join(roots))
+            store.put_hashes(level, before >> 8 * level, roots)
 
 
 def _signed(head: Checkpoint | None, mark: Mark | None) -> list[tuple[int, bytes]]:

@@ -30,7 +30,7 @@ from ..core.checkpoint import Checkpoint, HeadSigner
 from ..core.entry import Draft, Fields, encode_draft
 from ..core.epoch import CLOCK_STEP, CONFIG, CREATED, GAP, RECOVERED
 from ..core.errors import AuditError, Conflict, DiskFull, EntryRefused, Malformed, ReadOnly, StateUnknown, StoreError
-from ..core.merkle import Frontier, leaf_hash
+from ..core.merkle import Frontier, leaves_of
 from ..core.note import split
 from ..core.query import ask
 from ..core.times import SECOND_US, format_time
@@ -231,7 +231,7 @@ class Writer:
         if (claimed.origin, claimed.size, claimed.root) != (mark.origin, mark.size, mark.root):
             return None
         frontier = state.frontier.copy()
-        frontier.extend(leaves := [leaf_hash(line) for line in lines])
+        frontier.extend_row(leaves := leaves_of(data))
         if frontier.root() != mark.root:
             return None
         put_leaves(self._store, state.frontier.copy(), leaves)
@@ -334,7 +334,7 @@ class Writer:
         data = b"\n".join(lines) + b"\n"
         state = self._room(state, day, len(data))
         frontier = state.frontier.copy()
-        note, root = self._append_lines(state, lines, data, frontier)
+        note, root = self._append_lines(state, data, frontier)
         self._put_head(note, origin, frontier.size, root)
         self._view.note_own_lines(state.size, lines)
         self._state = State(frontier, state.segment, state.offset + len(data), note, frontier.size, None)
@@ -347,13 +347,13 @@ class Writer:
         if not self.written.is_set():
             self.written.set()
 
-    def _append_lines(self, state: State, lines: list[bytes], data: bytes, frontier: Frontier) -> tuple[bytes, bytes]:
+    def _append_lines(self, state: State, data: bytes, frontier: Frontier) -> tuple[bytes, bytes]:
         """Steps 2 to 4: the head's note and root. The device writes while we hash and sign; the note is shown to nobody before
         the sync returned. What was written and could not be finished is taken back, unless the sync itself failed."""
         assert self._signer is not None
         try:
             self._store.append(state.size, data)
-            put_leaves(self._store, frontier, [leaf_hash(line) for line in lines])
+            put_leaves(self._store, frontier, leaves_of(data))
             root = frontier.root()
             note = self._signer.sign(frontier.size, root)
             self._store.sync()

@@ -47,6 +47,14 @@ class Batch(NamedTuple):
     lines: list[bytes]
 
 
+class Run(NamedTuple):
+    """Complete consecutive lines as they lie, newlines included: offset of the first, bytes, number of lines."""
+
+    offset: int
+    data: bytes
+    lines: int
+
+
 class Holder(NamedTuple):
     """Who held the lock last: process id, boot id, and whether it ended in an orderly way."""
 
@@ -69,6 +77,9 @@ class Store(Protocol):
 
     def batches(self, segment: Segment, offset: int = 0, index: int | None = None) -> Iterator[Batch]:
         """The complete lines of a segment from ``offset`` (where line ``index`` begins), in order, in bounded memory."""
+
+    def runs(self, segment: Segment) -> Iterator[Run]:
+        """The same from the beginning of a segment, not cut into lines."""
 
     def read(self, segment: int, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes, or ``StoreError``."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..core.errors import Malformed, StoreError
 from ..disk import DISK, Disk, close_quietly, file_mode, folder_mode
-from . import Batch, Holder, Segment
+from . import Batch, Holder, Run, Segment
 from .lock import FolderLock
 
 _NAME = re.compile(r"([0-9]{20})\.jsonl", re.ASCII)
@@ -92,6 +92,21 @@ class SegmentStore:
                     offset += len(data) - len(rest)
                 elif len(rest) > _LINE_MAX:
                     return
+
+    def runs(self, segment: Segment) -> Iterator[Run]:
+        """About 1 MiB at a time. Stops before a line that is too long to be one."""
+        offset, rest = 0, b""
+        with self._open_segment(segment.name) as fd:
+            while data := os.pread(fd, _CHUNK, offset + len(rest)):
+                end = data.rfind(b"\n") + 1
+                if end:
+                    whole = rest + data[:end] if rest else data[:end]
+                    yield Run(offset, whole, whole.count(b"\n"))
+                    offset, rest = offset + len(whole), data[end:]
+                elif len(rest) + len(data) > _LINE_MAX:
+                    return
+                else:
+                    rest += data
 
     def read(self, segment: int, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes of a segment."""
