@@ -404,9 +404,7 @@ class Checker:
             elif self._agreed is not None:
                 self._extends(head, one)
             elif one.size and one.size not in roots:
-                self.verdict.not_proven.append(f"{one.source} ({one.size:,} entries): the tree cannot be read so far")
-                if not any(f.code == 6 for f in self.verdict.findings):
-                    self._find("missing", f"nothing is left to compare with {one.source}", index=0, end=one.size)
+                self._not_comparable(one)
             elif one.size and roots[one.size] != one.root:
                 self._find("replaced", f"the first {one.size:,} entries are not those that {one.source} knows",
                            index=0, end=one.size)  # fmt: skip
@@ -416,15 +414,20 @@ class Checker:
         if not one.size:
             return
         if one.size < 0:
-            self._find("missing", f"nothing is left to compare with {one.source}", index=0, end=one.size)
+            self._not_comparable(one)
             return
         try:
             proof = prove_consistency(self._store.hashes, one.size, head.size)
             verify_consistency(one.size, head.size, one.root, head.root, proof)
-        except StoreError as e:
-            self._find("missing", f"the tree cannot be compared with {one.source} ({e})", index=0, end=one.size)
+        except StoreError:
+            self._not_comparable(one)
         except VerificationError:
             self._find("replaced", f"the first {one.size:,} entries are not those that {one.source} knows", index=0, end=one.size)
+
+    def _not_comparable(self, one: Reference) -> None:
+        self.verdict.not_proven.append(f"{one.source} ({one.size:,} entries): the tree cannot be read so far")
+        if not any(f.code == 6 for f in self.verdict.findings):
+            self._find("missing", f"nothing is left to compare with {one.source}", index=0, end=one.size)
 
     def _roots_at(self, sizes: list[int]) -> dict[int, bytes]:
         """Roots from ``tree/0`` where it gives the signed root, else from the lines."""
