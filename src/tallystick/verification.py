@@ -78,7 +78,8 @@ def _verify_log(
     settings = cfg.read_settings(path)
     keys = KeyFolder(cfg.keys_folder(path, settings))
     index = Index(path / "index.db")
-    view = LogView(store, genesis, [])
+    start = known.size if new_only and known is not None else 0
+    view = LogView(store, genesis, [index] if start else [])  # the index may help with what was proven before, and only there
     checker = Checker(store, view, Vault(path / "payloads", keys.path, genesis.origin), None if content else index,
                       progress)  # fmt: skip
     verdict = checker.verdict
@@ -86,7 +87,7 @@ def _verify_log(
         verdict.findings.append(Finding("replaced", f"log.toml says origin {settings.origin}, log.vkey {genesis.origin}",
                                         file="log.toml"))  # fmt: skip
     _trust(path, genesis, memory, pinned, known, verdict)
-    head = checker.head()
+    head = checker.head(everything=not start)
     if head is None:
         return verdict
     references = [] if known is None or known.vkey != genesis.vkey.format() else [
@@ -95,7 +96,7 @@ def _verify_log(
     kept = None if checkpoint is None else _kept(checkpoint, genesis, view, head, verdict)
     if kept is not None:
         references.append(Reference(kept.size, kept.root, "the checkpoint that you kept"))
-    start = known.size if new_only and known is not None and known.size <= head.size else 0
+    start = start if start <= head.size else 0
     checker.lines(head, start)
     checker.upper_tree(head)
     checker.references(head, references)

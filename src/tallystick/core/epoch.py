@@ -10,7 +10,7 @@ A line that was found beyond the signed head and taken in by recovery has no eff
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from .entry import OWN_ACTOR, Fields
@@ -20,6 +20,9 @@ from .note import VerifierKey
 CREATED, EPOCH_CLOSE, RECOVERED = "log.created", "log.epoch_close", "log.recovered"
 ARCHIVED, PURGED, CONFIG, GAP, CLOCK_STEP = "log.archived", "log.purged", "log.config", "log.gap", "log.clock_step"
 KEY_TYPES = frozenset({CREATED, EPOCH_CLOSE, RECOVERED, ARCHIVED, PURGED})
+
+
+_OWN = b'"event_type":"log.'
 
 
 class Epoch(NamedTuple):
@@ -57,6 +60,17 @@ class History(NamedTuple):
 def is_own(fields: Fields) -> bool:
     """True for an entry that only the log itself can write."""
     return fields.event_type.startswith("log.") and fields.actor == OWN_ACTOR and fields.actor_type == "system"
+
+
+def own_lines(run: bytes, size: int) -> Iterator[tuple[int, bytes]]:
+    """Of complete lines, the first ``size`` bytes of ``run``, those that may be the log's about itself, each with its number from 0.
+    Whether they are ``decode`` and ``is_own`` say."""
+    found, number, counted = run.find(_OWN, 0, size), 0, 0
+    while found >= 0:
+        begin, end = run.rfind(b"\n", 0, found) + 1, run.find(b"\n", found)
+        number, counted = number + run.count(b"\n", counted, begin), begin
+        yield number, run[begin:end]
+        found = run.find(_OWN, end, size)
 
 
 def read_history(lines: Iterable[tuple[int, Fields]]) -> History:

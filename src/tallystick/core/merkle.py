@@ -54,13 +54,15 @@ def leaf_hashes(lines: Iterable[bytes]) -> bytes:
     return b"".join([sha256(b"\x00" + line).digest() for line in lines])
 
 
-def leaves_of(run: bytes) -> bytes:
-    """The leaf hashes of the lines of ``run``, each of which ends in a newline. ``ValueError`` if the last does not."""
+def leaves_of(run: bytes, size: int | None = None) -> bytes:
+    """The leaf hashes of the lines of ``run`` (of its first ``size`` bytes), each of which ends in a newline. ``ValueError`` if the
+    last does not."""
+    size = len(run) if size is None else size
     if native is not None:
-        return cast(bytes, native.leaves(run))
-    *lines, rest = run.split(b"\n")
-    if rest:
+        return cast(bytes, native.leaves(run if size == len(run) else memoryview(run)[:size]))
+    if size and run[size - 1] != 0x0A:
         raise ValueError("the last line does not end")
+    *lines, _ = run.split(b"\n") if size == len(run) else run[:size].split(b"\n")
     return leaf_hashes(lines)
 
 

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from ..core import merkle
 from ..core.checkpoint import Checkpoint
+from ..core.epoch import own_lines
 from ..core.errors import StoreError
 from ..core.merkle import HASH_BYTES, Frontier, leaves_of
 from ..core.tiles import frontier_at
 from ..store import Run, Segment, Store
 
-_OWN = b'"event_type":"log.'
 _THREADS_MAX = 4
 
 
@@ -83,9 +83,10 @@ class _Pass:
         """Nothing is new: where the last line ends."""
         at = segment.start
         for run in self._store.runs(segment):
-            if at + run.lines >= stop:
+            lines = run.lines
+            if at + lines >= stop:
                 return run.offset + _skip(run.data, stop - at)
-            at += run.lines
+            at += lines
         raise _Differs
 
     def _segment(self, segment: Segment, stop: int, *, last: bool) -> int:
@@ -93,50 +94,55 @@ class _Pass:
         if segment.start > self._frontier.size:
             raise _Differs  # a gap
         end = 0
-        for run, row in self._hashed(segment, stop):
+        for run, row in self._hashed(segment):
+            lines, wanted = len(row) // HASH_BYTES, stop - self._frontier.size
+            if lines > wanted:
+                if not last:
+                    raise _Differs
+                if not wanted:
+                    break
+                row, run = row[: wanted * HASH_BYTES], run._replace(size=_skip(run.data, wanted))
             self._take(run, row)
-            end = run.offset + len(run.data)
+            end = run.offset + run.size
         if self._frontier.size != stop or (not last and end != segment.size):
             raise _Differs
         return end
 
-    def _hashed(self, segment: Segment, stop: int) -> Iterator[tuple[Run, bytes]]:
+    def _hashed(self, segment: Segment) -> Iterator[tuple[Run, bytes]]:
+        runs = self._from_frontier(segment)
         threads = min(_THREADS_MAX, _cores()) if merkle.native is not None else 1
-        runs = self._wanted(segment, stop)
         if threads < 2 or segment.size < 4 << 20:
             for run in runs:
-                yield run, leaves_of(run.data)
+                yield run, leaves_of(run.data, run.size)
             return
         with ThreadPoolExecutor(threads - 1, "tallystick-verify") as pool:
             waiting: deque[tuple[Run, Future[bytes]]] = deque()
             for run in runs:
-                waiting.append((run, pool.submit(leaves_of, run.data)))
+                waiting.append((run, pool.submit(leaves_of, run.data, run.size)))
                 if len(waiting) > threads:
                     done, future = waiting.popleft()
                     yield done, future.result()
             for done, future in waiting:
                 yield done, future.result()
 
-    def _wanted(self, segment: Segment, stop: int) -> Iterator[Run]:
-        """The runs of a segment, without the lines below the frontier and from ``stop`` on."""
-        at, skip = segment.start, self._frontier.size
+    def _from_frontier(self, segment: Segment) -> Iterator[Run]:
+        """The runs of a segment without the lines below the frontier."""
+        below = self._frontier.size - segment.start
         for run in self._store.runs(segment):
-            below, above = max(0, skip - at), stop - at
-            at += run.lines
-            if below >= run.lines:
-                continue
-            if below or run.lines > above:
-                begin, end = _skip(run.data, below), _skip(run.data, min(above, run.lines))
-                run = Run(run.offset + begin, run.data[begin:end], min(above, run.lines) - below)
+            if below:
+                lines = run.lines
+                if below >= lines:
+                    below -= lines
+                    continue
+                begin, below = _skip(run.data, below), 0
+                run = Run(run.offset + begin, run.data[begin : run.size], run.size - begin)
             yield run
-            if at >= stop:
-                return
 
     def _take(self, run: Run, row: bytes) -> None:
         at = self._frontier.size
-        if len(row) != run.lines * HASH_BYTES or row != self._store.hashes(0, at, run.lines):
+        if row != self._store.hashes(0, at, len(row) // HASH_BYTES):
             raise _Differs
-        self._note_own(run, at)
+        self._own.extend((at + number, line) for number, line in own_lines(run.data, run.size))
         self._extend(row)
         self._progress("lines", self._frontier.size)
 
@@ -145,14 +151,6 @@ class _Pass:
         for level, roots in enumerate(self._frontier.extend_row(row), 1):
             if roots and roots != self._store.hashes(level, before >> 8 * level, len(roots) // HASH_BYTES):
                 raise _Differs
-
-    def _note_own(self, run: Run, at: int) -> None:
-        found = run.data.find(_OWN)
-        while found >= 0:
-            begin = run.data.rfind(b"\n", 0, found) + 1
-            end = run.data.find(b"\n", found)
-            self._own.append((at + run.data.count(b"\n", 0, begin), run.data[begin:end]))
-            found = run.data.find(_OWN, end)
 
 
 def _skip(data: bytes, lines: int) -> int:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ..core import entry as ent
 from ..core.checkpoint import Checkpoint, open_checkpoint
 from ..core.entry import AuditEntry, Fields
-from ..core.epoch import KEY_TYPES, History, read_history
+from ..core.epoch import KEY_TYPES, History, own_lines, read_history
 from ..core.errors import AuditError, Malformed, StoreError, VerificationError
 from ..core.genesis import Genesis
 from ..core.merkle import leaf_hash
@@ -113,6 +113,17 @@ class LogView:
             self._history = (size, known)
             return known
 
+    def adopt(self, own: list[tuple[int, bytes]], first: int, size: int) -> None:
+        """The lines that may be the log's about itself in [first, size), found by somebody who read all."""
+        with self._lock:
+            self.forget()
+            segments = self.store.segments()
+            if first:
+                self._read_kept_key_lines(segments)
+            for index, line in own:
+                self._keep_key_line(index, line)
+            self._key_lines_upto = size
+
     def key_lines(self) -> dict[int, Fields]:
         """The lifecycle lines that the history was read from, by index."""
         with self._lock:
@@ -172,13 +183,23 @@ class LogView:
                 reach = min(idx.size_of(connection), size)
                 for hit in idx.own_lines(connection, start, reach):
                     with contextlib.suppress(StoreError):
-                        self._keep_key_line(hit.index, self.store.read(hit.segment, hit.offset, hit.length))
+                        if self._is_line(hit, hit.index):
+                            self._keep_key_line(hit.index, self.store.read(hit.segment, hit.offset, hit.length))
                 return max(start, reach)
         return start
 
     def _scan_key_lines(self, segments: list[Segment], start: int, size: int) -> int:
-        for stored in self._scan(segments, start, size):
-            self._keep_key_line(stored.hit.index, stored.line)
+        for segment, following in zip(segments, [*(s.start for s in segments[1:]), size], strict=False):
+            at = segment.start
+            if min(following, size) <= start:
+                continue
+            for run in self.store.runs(segment):
+                for number, line in own_lines(run.data, run.size):
+                    if start <= at + number < min(following, size):
+                        self._keep_key_line(at + number, line)
+                at += run.lines
+                if at >= size:
+                    return size
         return size
 
     def _keep_key_line(self, index: int, line: bytes) -> None:

@@ -48,11 +48,16 @@ class Batch(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Complete consecutive lines as they lie, newlines included: offset of the first, bytes, number of lines."""
+    """Complete consecutive lines as they lie, newlines included: the first ``size`` bytes of ``data``, which begin at ``offset``."""
 
     offset: int
     data: bytes
-    lines: int
+    size: int
+
+    @property
+    def lines(self) -> int:
+        """How many there are."""
+        return self.data.count(b"\n", 0, self.size)
 
 
 class Holder(NamedTuple):

@@ -95,18 +95,17 @@ class SegmentStore:
 
     def runs(self, segment: Segment) -> Iterator[Run]:
         """About 1 MiB at a time. Stops before a line that is too long to be one."""
-        offset, rest = 0, b""
+        offset, count = 0, _CHUNK
         with self._open_segment(segment.name) as fd:
-            while data := os.pread(fd, _CHUNK, offset + len(rest)):
-                end = data.rfind(b"\n") + 1
-                if end:
-                    whole = rest + data[:end] if rest else data[:end]
-                    yield Run(offset, whole, whole.count(b"\n"))
-                    offset, rest = offset + len(whole), data[end:]
-                elif len(rest) + len(data) > _LINE_MAX:
+            while data := os.pread(fd, count, offset):
+                size = data.rfind(b"\n") + 1
+                if size:
+                    yield Run(offset, data, size)
+                    offset, count = offset + size, _CHUNK
+                elif len(data) > _LINE_MAX or len(data) < count:
                     return
-                else:
-                    rest += data
+                else:  # never, with chunks that are longer than a line may be
+                    count *= 2
 
     def read(self, segment: int, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes of a segment."""
