@@ -36,7 +36,7 @@ class Entry:
 
 def append(path: Path, event: dict[str, Any]) -> None:
     """One event, not durable."""
-    entry = Entry(str(uuid.uuid4()), datetime.now(UTC).isoformat(), session_id=None, ip_address=None, **event)
+    entry = Entry(str(uuid.uuid4()), datetime.now(UTC).isoformat(), **{"session_id": None, "ip_address": None, **event})
     entry.checksum = entry.calculate()
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(dataclasses.asdict(entry)) + "\n")
@@ -50,3 +50,14 @@ def verify(path: Path) -> int:
             entry = Entry(**json.loads(line))
             good += entry.checksum == entry.calculate()
     return good
+
+
+def query(path: Path, wanted: dict[str, Any], limit: int = 100) -> list[Entry]:
+    """The chapter's query: the whole file is read, what matches is collected, the first hundred are given."""
+    found = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            entry = Entry(**json.loads(line))
+            if all(getattr(entry, name) == value for name, value in wanted.items()):
+                found.append(entry)
+    return found[:limit]
