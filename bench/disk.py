@@ -22,7 +22,8 @@ def slowed_environment(folder: Path) -> dict[str, str]:
     library = folder / "slowsync.so"
     source = Path(__file__).with_name("slowsync.c")
     try:
-        made = subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], capture_output=True, text=True, check=False)
+        command = ["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise Refused("no C compiler (cc), so no library that slows every sync") from None
     if made.returncode:
@@ -70,7 +71,8 @@ def median_us(seconds: list[float]) -> float:
 def file_system(path: Path) -> str:
     """The type of the file system under a path."""
     best, kind = "", "unknown"
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/self/mountinfo").exists() else ():
+    mounts = Path("/proc/self/mountinfo")
+    for line in mounts.read_text(encoding="utf-8").splitlines() if mounts.exists() else ():
         left, _, right = line.partition(" - ")
         point = left.split(" ")[4]
         if str(path.resolve()).startswith(point) and len(point) >= len(best):

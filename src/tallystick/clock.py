@@ -45,15 +45,21 @@ class Clock:
             return self.event_id()
         return f"evt_{time.time_ns() // 1_000_000:012x}7{noise}"
 
+    def event_ids(self, count: int) -> list[str]:
+        """Many ids of the same millisecond, in no order among themselves."""
+        start = f"evt_{time.time_ns() // 1_000_000:012x}7"
+        return [start + noise for _ in range(0, count, _NOISES) for noise in _fetch_noise()][:count]
+
 
 _NOISES = 256
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 _noise: list[Iterator[str]] = [iter(())]  # ``next`` of a list's iterator is atomic: no two threads get the same
 
 
 def _fetch_noise() -> list[str]:
     """The 19 hex digits that follow the version: 12 bits, the variant 0b10, 62 bits."""
     bits = os.urandom(10 * _NOISES).hex()
-    return [f"{bits[i : i + 3]}{'89ab'[int(bits[i + 3], 16) & 3]}{bits[i + 4 : i + 19]}" for i in range(0, 20 * _NOISES, 20)]
+    return [bits[i : i + 3] + _VARIANT[bits[i + 3]] + bits[i + 4 : i + 19] for i in range(0, 20 * _NOISES, 20)]
 
 
 def _forget_noise() -> None:

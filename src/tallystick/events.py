@@ -6,16 +6,21 @@ price of every ``log()`` that a disk cannot hide; ``bench`` measures it as the c
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
+from itertools import repeat
 from typing import Any
+
+import msgspec
 
 from .capture.context import current_context
 from .clock import CLOCK
 from .core import entry as ent
-from .core.entry import Fields, PayloadRef
+from .core.entry import AuditEventType, EventDrafter, EventFields, Fields, PayloadRef
 from .core.errors import EntryRefused
 from .core.payload import PAYLOAD_BYTES_MAX, SALT_BYTES, Payload, commit
 from .core.times import format_time, parse_asked, to_us
@@ -27,7 +32,55 @@ _OPTIONAL = frozenset({"service", "on_behalf_of", "parent_id", "correlation_id",
                        "session_id", "ip_address"})  # fmt: skip
 _TEXT = frozenset({*_OPTIONAL, *_REQUIRED})
 KEYWORDS = frozenset({*_TEXT, "details", "timestamp", "payloads", "event_id"})
+_convert = msgspec.convert
 POSITIONS = (*_REQUIRED, "details", "session_id", "ip_address")
+
+
+class EventBuilder:
+    """Makes the events of one log. ``service`` is the program's name or None."""
+
+    def __init__(self, origin: str, service: str | None) -> None:
+        self._origin, self._service = origin, service
+        self._drafter = EventDrafter(origin)
+
+    def event(self, given: dict[str, Any]) -> Event:
+        """One event: the short way where it is like nearly all, else ``build_event``."""
+        if not current_context():
+            if type(given.get("event_type")) is AuditEventType:
+                given = {**given, "event_type": given["event_type"].value}
+            try:
+                fields = _convert(given, EventFields)
+            except msgspec.ValidationError:
+                pass  # said in words below
+            else:
+                if not fields.service:
+                    fields.service = self._service
+                draft = self._drafter.draft(fields, CLOCK.event_id(), format_time(CLOCK.wall_us()).encode())
+                if draft is not None:
+                    return Event(draft)
+        return build_event(given, self._origin, self._service)
+
+    def events(self, given: Sequence[Mapping[str, Any]]) -> list[Event]:
+        """Many events, happening at the same moment unless they say otherwise. An event that is refused is named by its position."""
+        given = list(given)
+        if not current_context():
+            with contextlib.suppress(msgspec.ValidationError):
+                now, service, draft = format_time(CLOCK.wall_us()).encode(), self._service, self._drafter.draft
+                rows = _convert(given, list[EventFields])
+                if service:
+                    for fields in rows:
+                        fields.service = fields.service or service
+                drafts = map(draft, rows, CLOCK.event_ids(len(rows)), repeat(now))
+                made = [Event(one) for one in drafts if one is not None]
+                if len(made) == len(given):
+                    return made
+        return [self._long(position, one) for position, one in enumerate(given)]
+
+    def _long(self, position: int, given: Mapping[str, Any]) -> Event:
+        try:
+            return self.event(dict(given))
+        except EntryRefused as e:
+            raise EntryRefused(f"event {position}: {e}", path=e.path, position=position) from None
 
 
 def build_event(given: Mapping[str, Any], origin: str, service: str | None) -> Event:
@@ -95,10 +148,6 @@ def _unknown(given: Mapping[str, Any]) -> EntryRefused:
 
 
 def _frozen(fields: Fields) -> Fields:
-    import copy
-
-    import msgspec
-
     return msgspec.structs.replace(fields, details=copy.deepcopy(fields.details))
 
 

@@ -13,14 +13,14 @@ from typing import Any
 from .capture.audited import build as build_audited
 from .clock import CLOCK, zone
 from .core.entry import AuditEntry, AuditEventType
-from .core.errors import AuditError, EntryRefused, StoreError
+from .core.errors import AuditError, StoreError
 from .core.query import Question, ask
 from .core.times import parse_asked
-from .events import build_event, named
+from .events import EventBuilder, named
 from .handles import release, shared
 from .log.groups import Request
 from .log.queue import Submitted
-from .log.writer import Event, Writer
+from .log.writer import Writer
 from .memory import Memory, default_memory
 from .opening import log_path, open_or_create
 from .vault import Place
@@ -47,6 +47,7 @@ class AuditLogger:
         open_or_create(self.path, self.memory, create=create, retention_days=retention_days)
         self._closed = False
         self._handle = shared(self.path)
+        self._events = EventBuilder(self._handle.genesis.origin, service)
         self.retention_days = self._handle.settings.retention.days if retention_days is None else retention_days
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -63,7 +64,7 @@ class AuditLogger:
         encrypted beside the log), ``event_id`` (a retry with the same id and content is answered with the id).
         Raises ``EntryRefused`` (nothing was written), ``Conflict``, ``StoreError`` and below.
         """
-        event = self._event(
+        event = self._events.event(
             {"event_type": event_type, "actor": actor, "actor_type": actor_type, "resource": resource, "action": action,
              "outcome": outcome, "details": details, "session_id": session_id, "ip_address": ip_address, **more}
         )  # fmt: skip
@@ -75,12 +76,7 @@ class AuditLogger:
 
         An event that cannot be recorded is named by its position in the error.
         """
-        ready = []
-        for position, event in enumerate(events):
-            try:
-                ready.append(self._event(event))
-            except EntryRefused as e:
-                raise EntryRefused(f"event {position}: {e}", path=e.path, position=position) from None
+        ready = self._events.events(events)
         if ready:
             self._writer().append(ready)
         return [event.draft.event_id for event in ready]
@@ -96,7 +92,7 @@ class AuditLogger:
         What a dying process loses of it is counted and on record (``log.gap``) once the log is written to again. Raises
         ``EntryRefused`` at once; what goes wrong later is raised by ``wait``, else by ``flush`` or ``close``.
         """
-        event = self._event(
+        event = self._events.event(
             {"event_type": event_type, "actor": actor, "actor_type": actor_type, "resource": resource, "action": action,
              "outcome": outcome, "details": details, "session_id": session_id, "ip_address": ip_address, **more}
         )  # fmt: skip
@@ -109,7 +105,7 @@ class AuditLogger:
 
     async def alog(self, *args: Any, **keywords: Any) -> str:
         """``log`` for coroutines: waits without blocking the loop; tasks that wait together are synced together."""
-        event = self._event(named(args, keywords, "alog"))
+        event = self._events.event(named(args, keywords, "alog"))
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -126,9 +122,6 @@ class AuditLogger:
             raise StoreError("this logger was closed")
         self._handle.keeper.start()
         return self._handle.writer
-
-    def _event(self, given: Mapping[str, Any]) -> Event:
-        return build_event(given, self._handle.genesis.origin, self.service)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 from array import array
@@ -181,6 +182,57 @@ def test_a_block_more(case: Case) -> None:
     with AuditLogger(case.folder, memory=case.memory) as log:
         for index in range(case.size):
             assert log.entry(index).index == index
+
+
+def grow(connection: sqlite3.Connection, first: int, **columns: object) -> None:
+    """A row that claims one entry more, and with it whatever else."""
+    (ends,) = connection.execute("SELECT ends FROM blocks WHERE first = ?", (first,)).fetchone()
+    ends += (int.from_bytes(ends[-4:], "little") + 50).to_bytes(4, "little")
+    for name, value in {"ends": ends, **columns}.items():
+        connection.execute(f"UPDATE blocks SET {name} = ? WHERE first = ?", (value, first))
+
+
+def forged_counts(connection: sqlite3.Connection, first: int) -> bytes:
+    counts, size = connection.execute("SELECT counts, length(ends) / 4 + 1 FROM blocks WHERE first = ?", (first,)).fetchone()
+    found = json.loads(counts)
+    rest = size - found["own"]
+    return json.dumps({"actor": {"eve": rest}, "event_type": {"user_action": rest}, "outcome": {"success": rest}, "own": found["own"]},
+                      separators=(",", ":")).encode()  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [0, 1, -1])
+@pytest.mark.parametrize("what", ["times", "counts"])
+def test_a_block_that_claims_more_than_its_lines(case: Case, number: int, what: str) -> None:
+    """What is said of an entry that is not there must not keep what is said of the others from being compared."""
+    with editing(case) as connection:
+        firsts = [row[0] for row in connection.execute("SELECT first FROM blocks ORDER BY first")]
+        first = firsts[number]
+        if what == "times":
+            grow(connection, first, earliest=2**61, latest=2**61)
+        else:
+            grow(connection, first, counts=forged_counts(connection, first))
+    assert found_in(case)
+    case.check(0, content=True)
+
+
+@pytest.mark.parametrize("number", [0, 1, -1])
+def test_a_reader_of_an_index_that_fails_in_the_middle_reads_the_lines(case: Case, number: int) -> None:
+    with editing(case) as connection:
+        firsts = [row[0] for row in connection.execute("SELECT first FROM blocks ORDER BY first")]
+        (ends,) = connection.execute("SELECT ends FROM blocks WHERE first = ?", (firsts[number],)).fetchone()
+        connection.execute("UPDATE blocks SET ends = ? WHERE first = ?", (bytes(4) + ends[4:], firsts[number]))
+    with AuditLogger(case.folder, memory=case.memory) as log:
+        log._handle.view.fill = lambda *_a, **_k: True  # one who may not repair it
+        for newest in (False, True):
+            found = [e.index for e in log.entries(newest_first=newest)]
+            assert len(found) == len(set(found)) == 48
+            assert found == sorted(found, reverse=newest)
+
+
+def test_an_empty_list(case: Case) -> None:
+    with editing(case) as connection:
+        put_list(connection, "actor", 12345, [])
+    assert found_in(case)
 
 
 def test_the_last_blocks_deleted_is_merely_behind(case: Case) -> None:

@@ -18,7 +18,7 @@ from tallystick import AuditEntry, AuditLogger
 from tallystick.core.entry import EVENT_TYPES, FIELD_NAMES, OUTCOMES
 from tallystick.core.query import FIELDS, Condition, Question, ask, glob_pattern, parse_where
 from tallystick.core.times import parse_time
-from tallystick.index.derive import Line
+from tallystick.index.derive import Lines
 from tallystick.index.file import SCHEMA, Index
 from tallystick.index.fill import add
 from tallystick.index.search import search
@@ -146,7 +146,7 @@ def test_every_field_with_every_operator(everything: list[AuditEntry]) -> None:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         for statement in SCHEMA:
             connection.execute(statement)
-        add(connection, 0, 0, [Line(e.index, 9, e) for e in everything])
+        add(connection, Lines(0, 0, 0, [9] * len(everything), everything))
         every = [f for f in FIELDS if f not in ("details", "payloads")]
         for field in [*every, "details.amount", "details.deep.a.b", "details.dot.ted", "details.none", "details.list"]:
             base = None if field.startswith("details.") else getattr(everything[20], field)
@@ -182,7 +182,7 @@ def test_what_the_index_leaves_out_is_no_answer(everything: list[AuditEntry], fi
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         for statement in SCHEMA:
             connection.execute(statement)
-        add(connection, 0, 0, [Line(e.index, 9, e) for e in everything])
+        add(connection, Lines(0, 0, 0, [9] * len(everything), everything))
         hits = {h.index for h in search(connection, question, 0, len(everything))}
     assert {e.index for e in everything if question.matches(e)} <= hits
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tallystick import AuditLogger
 from tallystick.clock import CLOCK, Clock
 from tallystick.disk import DISK, Disk
+from tallystick.events import EventBuilder
 from tallystick.handles import Handle
 from tallystick.log.keeper import Keeper
 from tallystick.log.writer import Writer
@@ -47,8 +48,10 @@ class Bench(AuditLogger):
         handle.writer = Writer(
             handle.store, handle.view, handle.keys, handle.vault, clock,
             segment_bytes=segment_bytes or handle.settings.segments.bytes, config=lambda: (folder / "log.toml").read_bytes(),
+            disk=disk,
         )  # fmt: skip
         handle.keeper = NoThread(handle.writer, handle.view)
+        self._events = EventBuilder(handle.genesis.origin, None)
         self.retention_days = handle.settings.retention.days
 
     def tend(self) -> None:

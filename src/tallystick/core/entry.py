@@ -23,7 +23,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -55,12 +55,14 @@ EVENT_TYPES = tuple(t.value for t in AuditEventType)
 _EVENT_TYPES = frozenset(EVENT_TYPES)
 ACTOR_TYPES = ("user", "system", "service", "agent")
 OUTCOMES = ("success", "failure", "partial", "denied")
+_ACTOR_TYPES, _OUTCOMES = frozenset(ACTOR_TYPES), frozenset(OUTCOMES)
 _DOTTED = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)+", re.ASCII)
 _EVENT_ID = re.compile(r"evt_[0-9a-f]{32}", re.ASCII)
 _GIVEN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}", re.ASCII)
 _PAYLOAD_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}", re.ASCII)
 _HEX64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _FLOAT_MIN, _FLOAT_MAX = 1e-4, 1e15
+_PLAIN = frozenset({str, bool, type(None)})
 
 
 class PayloadRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,6 +99,31 @@ class Fields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     corrects: str | None = None
     subject: str | None = None
     payloads: dict[str, PayloadRef] = {}
+
+
+class EventFields(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """The part of a line that callers give, in the same order: ``Fields`` without what the log adds and without payloads.
+
+    ``EventDrafter`` encodes these. The types are looser than the rules: an empty ``outcome`` stands for ``success``.
+    """
+
+    event_type: str
+    actor: str
+    actor_type: str
+    resource: str
+    action: str
+    outcome: str = ""
+    details: Any = None
+    session_id: str | None = None
+    ip_address: str | None = None
+    service: str | None = None
+    on_behalf_of: str | None = None
+    parent_id: str | None = None
+    correlation_id: str | None = None
+    trace_id: str | None = None
+    reason: str | None = None
+    corrects: str | None = None
+    subject: str | None = None
 
 
 class AuditEntry(Fields, frozen=True, omit_defaults=True, kw_only=True):
@@ -146,10 +173,11 @@ EXTRA_FIELDS = (
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder()
+_encode = _encoder.encode
 _decoder = msgspec.json.Decoder(Fields)
 
 
-class Draft(NamedTuple):
+class Draft(msgspec.Struct, frozen=True, gc=False):
     """An encoded event that waits for its ``recorded_at``: the line is ``head + recorded_at + tail``."""
 
     event_id: str
@@ -183,6 +211,41 @@ def encode_draft(fields: Fields, *, own: bool = False) -> Draft:
             path="details",
         )
     return draft
+
+
+class EventDrafter:
+    """``encode_draft`` for the usual event of one log, in a third of the time. The same bytes, or None where it takes more to say
+    whether there are any: the caller then goes the long way, which refuses in words."""
+
+    __slots__ = ("_prefix",)
+
+    def __init__(self, origin: str) -> None:
+        self._prefix = b'{"v":%d,"log":"%b","event_id":"' % (VERSION, origin.encode())
+
+    def draft(self, given: EventFields, event_id: str, timestamp: bytes) -> Draft | None:
+        """``event_id`` is one that we minted, ``timestamp`` a stored time. ``given`` may be changed."""
+        details, kind, actor, outcome = given.details, given.event_type, given.actor, given.outcome
+        if details is not None:
+            if type(details) is not dict or not _is_plain(details, 1):
+                return None
+            if not details:
+                given.details = None
+        if outcome not in _OUTCOMES:
+            if outcome != "":
+                return None
+            given.outcome = "success"
+        if (
+            given.actor_type not in _ACTOR_TYPES or not actor or not given.action or not given.resource
+            or (kind not in _EVENT_TYPES and (kind.startswith("log.") or not _DOTTED.fullmatch(kind)))
+            or (actor == OWN_ACTOR and given.actor_type == "system")
+        ):  # fmt: skip
+            return None
+        try:
+            tail = b'",' + _encode(given)[1:]
+        except (UnicodeEncodeError, TypeError):  # half of a surrogate pair; text that is a subclass
+            return None
+        head = b'%b%b","timestamp":"%b","recorded_at":"' % (self._prefix, event_id.encode(), timestamp)
+        return Draft(event_id, head, tail) if len(head) + len(tail) <= LINE_BYTES_MAX - len(_PLACE) else None
 
 
 def decode(line: bytes) -> Fields:
@@ -301,16 +364,19 @@ def _is_plain(value: dict[Any, Any], depth: int) -> bool:
         if type(key) is not str:
             return False
         kind = type(item)
-        if kind is str or item is None or kind is bool or (kind is int and INT_MIN <= item <= INT_MAX):
+        if kind in _PLAIN:
             continue
-        if kind is float:
+        if kind is int:
+            if not INT_MIN <= item <= INT_MAX:
+                return False
+        elif kind is float:
             # between these bounds, and with a fraction, msgspec and RFC 8785 write the same digits
             if not (_FLOAT_MIN <= item < _FLOAT_MAX or _FLOAT_MIN <= -item < _FLOAT_MAX) or item % 1 == 0:
                 return False
         elif kind is dict:
             if depth >= DEPTH_MAX or not _is_plain(item, depth + 1):
                 return False
-        elif kind is not list or depth >= DEPTH_MAX or not _is_plain_list(item, depth + 1):
+        elif kind is not list or depth >= DEPTH_MAX or not (_PLAIN.issuperset(map(type, item)) or _is_plain_list(item, depth + 1)):
             return False
     return True
 

@@ -6,12 +6,25 @@ import sqlite3
 from collections.abc import Callable
 
 from ..core.entry import Fields
-from .derive import BLOCK, CHUNK, CHUNK_BITS, FIELDS, OWN, Block, Line, PostingsBuilder, block_of, block_start, id_key, numbers
+from .derive import (
+    BLOCK,
+    CHUNK,
+    CHUNK_BITS,
+    FIELDS,
+    OWN,
+    Block,
+    Lines,
+    PostingsBuilder,
+    block_of,
+    block_start,
+    decode_counts,
+    id_key,
+    numbers,
+)
 from .search import Hit, checked, hit_in, size_of
 
 _NAMES = {number: name for name, number in FIELDS.items()} | {OWN: "log.*"}
 _COLUMNS = Block._fields
-_IDS_AT_ONCE = 500
 _NAMED_MAX = 1000
 
 Tell = Callable[[str, int | None, int | None], None]
@@ -22,17 +35,21 @@ class Comparison:
     """Is given the signed lines in ascending index and tells where the rows in [start, reach) are not theirs.
 
     ``start`` begins a block. Lines that are not the signed ones are not given: what the index says of them is not judged.
-    ``sound(segment)`` says whether the places of a segment's lines can be.
+    ``sound(segment)`` says whether the places of a segment's lines can be; ``segment_stops``: first index of each segment that is
+    here → first of the next, None for the last.
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, start: int, reach: int, tell: Tell, sound: Callable[[int], bool]
+        self, connection: sqlite3.Connection, start: int, reach: int, tell: Tell, sound: Callable[[int], bool],
+        segment_stops: dict[int, int | None],
     ) -> None:  # fmt: skip
         self._connection, self._start, self._reach, self._tell, self._sound = connection, start, reach, tell, sound
-        self._lines: list[tuple[Hit, Line]] = []  # of one block
+        self._segment_stops = segment_stops
+        self._hits: list[Hit] = []  # of one block
+        self._fields: list[Fields] = []
         self._postings, self._known = PostingsBuilder(), set[int]()
         self._chunk = start >> CHUNK_BITS
-        self._ids: list[tuple[int, int]] = []
+        self._block_stop = 0
         self._firsts: set[int] = set()
 
     def line(self, hit: Hit, fields: Fields) -> None:
@@ -40,59 +57,86 @@ class Comparison:
         index = hit.index
         if index >= self._reach:
             return
-        if self._lines and (block_start(index, hit.segment), hit.segment) != self._block():
+        if self._hits and (index >= self._block_stop or hit.segment != self._hits[0].segment):
             self._end_block()
+        if not self._hits:
+            self._block_stop = block_start(index, hit.segment)
+            self._block_stop += BLOCK - self._block_stop % BLOCK
         if index >> CHUNK_BITS != self._chunk:
             self._end_chunk(index >> CHUNK_BITS)
-        self._lines.append((hit, Line(index, hit.length, fields)))
-        self._postings.add(index, fields)
-        self._known.add(index & (CHUNK - 1))
-        self._ids.append((id_key(fields.event_id), index))
-        if len(self._ids) >= _IDS_AT_ONCE:
-            self._end_ids()
+        self._hits.append(hit)
+        self._fields.append(fields)
 
-    def finish(self, segment_stops: dict[int, int], *, whole: bool, gaps: bool) -> None:
-        """After the last line. ``segment_stops``: first index of each segment that is here → first of the next. ``whole``: count
-        also the rows of no entry. ``gaps``: lines are missing, so that rows may be of segments that are not here."""
-        if self._lines:
+    def finish(self, *, whole: bool, gaps: bool) -> None:
+        """After the last line. ``whole``: count also the rows of no entry. ``gaps``: lines are missing, so that rows may be of
+        segments that are not here."""
+        if self._hits:
             self._end_block()
         self._end_chunk(self._chunk + 1)
-        self._end_ids()
-        self._missing_blocks(segment_stops, gaps)
+        self._missing_blocks(gaps)
         if whole:
             self._ids_of_nothing()
 
-    def _block(self) -> tuple[int, int]:
-        hit = self._lines[0][0]
-        return block_start(hit.index, hit.segment), hit.segment
-
     def _end_block(self) -> None:
-        first, segment = self._block()
+        hits, fields = self._hits, self._fields
+        self._hits, self._fields = [], []
+        segment, first = hits[0].segment, block_start(hits[0].index, hits[0].segment)
+        indexes = [hit.index for hit in hits]
+        self._postings.add(indexes, fields)
+        self._known.update(index & (CHUNK - 1) for index in indexes)
+        self._compare_ids([(id_key(f.event_id), index) for f, index in zip(fields, indexes, strict=True)])
         self._firsts.add(first)
-        lines, self._lines = self._lines, []
         row = self._connection.execute(f"SELECT {','.join(_COLUMNS)} FROM blocks WHERE first = ?", (first,)).fetchone()
         if row is None:
-            self._tell("its row is not there", first, lines[-1][0].index + 1)
+            self._tell("its row is not there", first, indexes[-1] + 1)
             return
-        stored = checked(row)
-        stop = min(first + stored.size, self._reach)
-        if lines[-1][0].index >= stop:
-            self._tell(f"the row ends at #{stop - 1:,}", stop, lines[-1][0].index + 1)
-        elif len(lines) == stop - first == stored.size:
-            wanted = block_of(segment, lines[0][0].offset, [line for _, line in lines])
-            if not self._sound(segment):
-                wanted = wanted._replace(offset=stored.offset, ends=stored.ends)
-            different = [name for name, a, b in zip(_COLUMNS, stored, wanted, strict=True) if a != b]
-            if different:
-                at = first
-                if different == ["ends"]:
-                    at += next((i for i in range(stored.size) if stored.ends[: 4 * i + 4] != wanted.ends[: 4 * i + 4]), 0)
-                self._tell(f"differs from its lines ({', '.join(different)})", at, None)
-        elif self._sound(segment):  # some lines of it are not the signed ones, or it goes on beyond the head
-            for hit, _ in lines:
+        stored, end = checked(row), self._end_of_block(first, segment)
+        if first + stored.size > end or first + stored.size <= indexes[-1]:
+            self._tell(f"the row ends at #{first + stored.size - 1:,}", min(first + stored.size, end), None)
+            return
+        given = Lines(first, segment, hits[0].offset, [hit.length for hit in hits], fields)
+        if len(hits) == stored.size:
+            self._compare_block(stored, block_of(given))
+        elif hits[0].index == first and len(hits) == indexes[-1] + 1 - first == self._reach - first:
+            self._compare_begun(stored, block_of(given))
+        if len(hits) != stored.size and self._sound(segment):
+            for hit in hits:
                 if hit_in(stored, hit.index) != hit:
                     self._tell("differs from its line (ends)", hit.index, None)
                     break
+
+    def _end_of_block(self, first: int, segment: int) -> int:
+        """Where the block must end at the latest."""
+        boundary, following = first - first % BLOCK + BLOCK, self._segment_stops.get(segment)
+        return boundary if following is None else min(boundary, following)
+
+    def _compare_block(self, stored: Block, wanted: Block) -> None:
+        if not self._sound(wanted.segment):
+            wanted = wanted._replace(offset=stored.offset, ends=stored.ends)
+        different = [name for name, a, b in zip(_COLUMNS, stored, wanted, strict=True) if a != b]
+        if different:
+            at = wanted.first
+            if different == ["ends"]:
+                at += next((i for i in range(stored.size) if stored.ends[: 4 * i + 4] != wanted.ends[: 4 * i + 4]), 0)
+            self._tell(f"differs from its lines ({', '.join(different)})", at, None)
+
+    def _compare_begun(self, stored: Block, wanted: Block) -> None:
+        """A block that goes on beyond the head, where nothing is judged: it may say more than its lines below the head, not less."""
+        different = [] if stored.segment == wanted.segment else ["segment"]
+        if stored.earliest > wanted.earliest:
+            different.append("earliest")
+        if stored.latest < wanted.latest:
+            different.append("latest")
+        try:
+            counts, least = decode_counts(stored.counts), decode_counts(wanted.counts)
+        except ValueError:
+            different.append("counts")
+        else:
+            parts = ((counts.event_type, least.event_type), (counts.actor, least.actor), (counts.outcome, least.outcome))
+            if not counts.holds_for(stored.size) or any(mine.get(name, 0) < n for mine, its in parts for name, n in its.items()):
+                different.append("counts")
+        if different:
+            self._tell(f"differs from its lines ({', '.join(different)})", wanted.first, None)
 
     def _end_chunk(self, following: int) -> None:
         base = self._chunk << CHUNK_BITS
@@ -107,12 +151,14 @@ class Comparison:
         wrong: dict[int, set[str]] = {}
         for key in stored.keys() | wanted.keys():
             data, right = stored.get(key, b""), wanted.get(key, b"")
-            if data == right:
+            if data == right and key in wanted:
                 continue
             if type(data) is not bytes or len(data) % 2:
                 raise sqlite3.DatabaseError(f"a list of chunk {self._chunk} is none")
             there = list(numbers("H", data))
             mine = self._known.intersection(there)
+            if not there and key not in wanted:
+                wrong.setdefault(base, set()).add(f"an empty list of {_NAMES.get(key[0], f'field {key[0]}')}")
             for at in mine ^ set(numbers("H", right)):
                 wrong.setdefault(base + at, set()).add(_NAMES.get(key[0], f"field {key[0]}"))
             if len(there) != len(set(there)) or max(there, default=0) >= CHUNK:
@@ -120,22 +166,20 @@ class Comparison:
         for index in sorted(wrong)[:_NAMED_MAX]:
             self._tell(f"differs from its line ({', '.join(sorted(wrong[index]))})", index, None)
 
-    def _end_ids(self) -> None:
-        pairs, self._ids = self._ids, []
-        if not pairs:
-            return
+    def _compare_ids(self, pairs: list[tuple[int, int]]) -> None:
         wanted = ",".join("?" * len(pairs))
         rows = self._connection.execute(f"SELECT id, idx FROM ids WHERE id IN ({wanted})", [key for key, _ in pairs]).fetchall()
         for _, index in sorted(set(pairs).difference(rows)):
             self._tell("differs from its line (event_id)", index, None)
 
-    def _missing_blocks(self, segment_stops: dict[int, int], gaps: bool) -> None:
+    def _missing_blocks(self, gaps: bool) -> None:
         """Blocks of which no line was given, and rows that begin where no block does."""
         sql = "SELECT first, segment FROM blocks WHERE first >= ? AND first < ?"
         rows = self._connection.execute(sql, (self._start, self._reach)).fetchall()
-        begun = {first for first, segment in rows if not gaps or segment in segment_stops}
+        begun = {first for first, segment in rows if not gaps or segment in self._segment_stops}
         expected = set()
-        for segment, stop in segment_stops.items():
+        for segment, following in self._segment_stops.items():
+            stop = self._reach if following is None else following
             at = max(segment, self._start)  # which begins a block
             while at < min(stop, self._reach):
                 expected.add(at)

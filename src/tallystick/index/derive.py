@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
+from itertools import accumulate
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +33,7 @@ FIELDS = {"event_type": 1, "actor": 2, "resource": 3, "action": 4, "outcome": 5,
 OWN = 0  # the field of what the log says about itself; its only term is 0
 USUAL_OUTCOME = "success"  # not posted
 _OPTIONAL = tuple((name, FIELDS[name]) for name in FIELDS if name not in ("event_type", "actor", "resource", "action", "outcome"))
+_GETTERS = {name: attrgetter(name) for name, _ in _OPTIONAL}
 _EVENT_TYPE, _ACTOR, _RESOURCE, _ACTION, _OUTCOME = (FIELDS[n] for n in ("event_type", "actor", "resource", "action", "outcome"))
 
 
@@ -84,12 +88,19 @@ class Summary(msgspec.Struct):
     subject: str | None = None
 
 
-class Line(NamedTuple):
-    """An entry as it is indexed: index, length of its line without newline, fields."""
+class Lines(NamedTuple):
+    """Consecutive entries of one segment: index of the first, where its line begins, lengths of the lines without newline, fields."""
 
-    index: int  # type: ignore[assignment]
-    length: int
-    fields: Fields | Summary
+    first: int
+    segment: int
+    offset: int
+    lengths: list[int]
+    fields: Sequence[Fields | Summary]
+
+    def part(self, start: int, stop: int) -> Lines:
+        """Entries ``start`` to ``stop``, which are indexes and lie in these."""
+        a, b = start - self.first, stop - self.first
+        return Lines(start, self.segment, self.offset + sum(self.lengths[:a]) + a, self.lengths[a:b], self.fields[a:b])
 
 
 _encoder = msgspec.json.Encoder(order="sorted")
@@ -132,29 +143,21 @@ def block_start(index: int, segment: int) -> int:
     return max(segment, index - index % BLOCK)
 
 
-def block_of(segment: int, offset: int, lines: Iterable[Line]) -> Block:
-    """The row of consecutive entries, the first of which begins at ``offset``."""
-    ends, end, own = array("I"), 0, 0
-    earliest, latest, first = _MASK, 0, -1
-    types: dict[str, int] = {}
-    actors: dict[str, int] = {}
-    outcomes: dict[str, int] = {}
-    for index, length, fields in lines:
-        if first < 0:
-            first = index
-        end += length + 1
-        ends.append(end)
-        moment = parse_time(fields.timestamp)
-        earliest = min(earliest, moment)
-        latest = max(latest, moment)
-        kind = fields.event_type
-        if kind.startswith("log."):
-            own += 1
-        else:
-            types[kind] = types.get(kind, 0) + 1
-            actors[fields.actor] = actors.get(fields.actor, 0) + 1
-            outcomes[fields.outcome] = outcomes.get(fields.outcome, 0) + 1
-    return Block(first, segment, offset, earliest, latest, little(ends), _encoder.encode(Counts(own, types, actors, outcomes)))
+def block_of(lines: Lines) -> Block:
+    """The row of entries that make a block, or a part of one."""
+    fields = lines.fields
+    times = [f.timestamp for f in fields]
+    # stored times have one length: the least text is the least time
+    earliest, latest = parse_time(min(times)), parse_time(max(times))
+    types = [f.event_type for f in fields]
+    counted = Counter(types)
+    own = [kind for kind in counted if kind.startswith("log.")]
+    if own:
+        fields = [f for f in fields if not f.event_type.startswith("log.")]
+    counts = Counts(sum(counted.pop(kind) for kind in own), dict(counted), dict(Counter([f.actor for f in fields])),
+                    dict(Counter([f.outcome for f in fields])))  # fmt: skip
+    ends = array("I", accumulate([length + 1 for length in lines.lengths]))
+    return Block(lines.first, lines.segment, lines.offset, earliest, latest, little(ends), _encoder.encode(counts))
 
 
 def joined(a: Block, b: Block) -> Block:
@@ -180,27 +183,32 @@ class PostingsBuilder:
 
     def __init__(self) -> None:
         self._found: dict[int, dict[str, list[int]]] = {number: {} for number in (*FIELDS.values(), OWN)}
-        self._often = tuple(self._found[n] for n in (_EVENT_TYPE, _ACTOR, _RESOURCE, _ACTION))
-        self._rare = tuple((name, self._found[number]) for name, number in _OPTIONAL)
 
-    def add(self, index: int, fields: Fields | Summary) -> None:
-        """One more entry."""
-        at = index & (CHUNK - 1)
-        types, actors, resources, actions = self._often
-        for terms, value in ((types, fields.event_type), (actors, fields.actor), (resources, fields.resource),
-                             (actions, fields.action)):  # fmt: skip
-            known = terms.get(value)
-            if known is None:
-                terms[value] = [at]
-            else:
-                known.append(at)
-        if fields.outcome != USUAL_OUTCOME:
-            self._found[_OUTCOME].setdefault(fields.outcome, []).append(at)
-        if fields.event_type.startswith("log."):
-            self._found[OWN].setdefault("", []).append(at)
-        for name, terms in self._rare:
-            value = getattr(fields, name)
-            if value is not None:
+    def add(self, indexes: Sequence[int], fields: Sequence[Fields | Summary]) -> None:
+        """More entries, by their indexes in the log."""
+        places = [index & (CHUNK - 1) for index in indexes]
+        for number, values in (
+            (_EVENT_TYPE, [f.event_type for f in fields]), (_ACTOR, [f.actor for f in fields]),
+            (_RESOURCE, [f.resource for f in fields]), (_ACTION, [f.action for f in fields]),
+        ):  # fmt: skip
+            terms = self._found[number]
+            for value, at in zip(values, places, strict=True):
+                if value in terms:
+                    terms[value].append(at)
+                else:
+                    terms[value] = [at]
+        own = self._found[OWN]
+        mine = [at for f, at in zip(fields, places, strict=True) if f.event_type.startswith("log.")]
+        if mine:
+            own.setdefault("", []).extend(mine)
+        unusual = self._found[_OUTCOME]
+        for outcome, at in [(f.outcome, at) for f, at in zip(fields, places, strict=True) if f.outcome != USUAL_OUTCOME]:
+            unusual.setdefault(outcome, []).append(at)
+        for name, number in _OPTIONAL:
+            values_of = _GETTERS[name]
+            found = [(value, at) for value, at in zip(map(values_of, fields), places, strict=True) if value is not None]
+            terms = self._found[number]
+            for value, at in found:
                 terms.setdefault(value, []).append(at)
 
     def rows(self) -> Postings:
@@ -214,11 +222,10 @@ class PostingsBuilder:
         return rows
 
 
-def postings_of(lines: Iterable[Line]) -> Postings:
-    """The postings of entries of one chunk, in ascending index."""
+def postings_of(lines: Lines) -> Postings:
+    """The postings of entries of one chunk."""
     builder = PostingsBuilder()
-    for index, _, fields in lines:
-        builder.add(index, fields)
+    builder.add(range(lines.first, lines.first + len(lines.fields)), lines.fields)
     return builder.rows()
 
 

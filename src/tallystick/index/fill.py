@@ -4,53 +4,57 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 
-from .derive import BLOCK, CHUNK_BITS, Line, block_of, block_start, id_key, joined, postings_of
+from .derive import BLOCK, CHUNK_BITS, Lines, block_of, block_start, id_key, joined, postings_of
 from .search import last_block
 
 _LINES = 1 << 13  # per transaction, about
 
 
-def add(connection: sqlite3.Connection, segment: int, offset: int, lines: list[Line]) -> None:
-    """Add consecutive entries of one segment, the first of which begins at ``offset`` and follows the last one that is indexed."""
+def add(connection: sqlite3.Connection, lines: Lines) -> None:
+    """Add entries that follow the last one that is indexed."""
+    stop = lines.first + len(lines.fields)
     connection.execute("BEGIN IMMEDIATE")
     try:
-        _put_blocks(connection, segment, offset, lines)
-        for chunk, part in groupby(lines, key=lambda line: line.index >> CHUNK_BITS):
+        _put_blocks(connection, lines, stop)
+        for chunk in range(lines.first >> CHUNK_BITS, ((stop - 1) >> CHUNK_BITS) + 1):
+            part = lines.part(max(lines.first, chunk << CHUNK_BITS), min(stop, (chunk + 1) << CHUNK_BITS))
             rows = sorted((chunk, field, term, data) for (field, term), data in postings_of(part).items())
-            connection.executemany(
-                "INSERT INTO postings VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET list = CAST(list || excluded.list AS BLOB)", rows)
-        connection.executemany("INSERT INTO ids VALUES (?,?)", sorted((id_key(line.fields.event_id), line.index) for line in lines))
+            connection.executemany("INSERT INTO postings VALUES (?,?,?,?) "
+                                   "ON CONFLICT DO UPDATE SET list = CAST(list || excluded.list AS BLOB)", rows)  # fmt: skip
+        ids = [id_key(fields.event_id) for fields in lines.fields]
+        connection.executemany("INSERT INTO ids VALUES (?,?)", sorted(zip(ids, range(lines.first, stop), strict=True)))
     except BaseException:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
 
 
-def batched(lines: Iterable[tuple[int, int, Line]]) -> Iterator[tuple[int, int, list[Line]]]:
-    """(segment, offset, line) → runs of one segment that are worth a transaction: (segment, offset of the first, lines)."""
-    segment, start, run = -1, 0, list[Line]()
-    for home, offset, line in lines:
-        if run and (home != segment or (len(run) >= _LINES and line.index % BLOCK == 0)):
-            yield segment, start, run
-            run = []
-        if not run:
-            segment, start = home, offset
-        run.append(line)
-    if run:
-        yield segment, start, run
+def joined_runs(runs: Iterable[Lines]) -> Iterator[Lines]:
+    """Runs of lines put together where they follow each other in one segment, until they are worth a transaction."""
+    whole: Lines | None = None
+    for run in runs:
+        if whole is not None and (run.segment != whole.segment or len(whole.fields) >= _LINES):
+            yield whole
+            whole = None
+        whole = run if whole is None else whole._replace(lengths=whole.lengths + run.lengths, fields=[*whole.fields, *run.fields])
+    if whole is not None:
+        yield whole
 
 
-def _put_blocks(connection: sqlite3.Connection, segment: int, offset: int, lines: list[Line]) -> None:
-    """A block that was begun is completed. Its parts are derived from lines, never read back from what lies here."""
+def _put_blocks(connection: sqlite3.Connection, lines: Lines, stop: int) -> None:
+    """A block that was begun is completed."""
     last = last_block(connection)
-    for first, part in groupby(lines, key=lambda line: block_start(line.index, segment)):
-        block = block_of(segment, offset, list(part))
-        offset += int.from_bytes(block.ends[-4:], "little")
-        if last is not None and last.first == first and last.segment == segment:
+    at = lines.first
+    while at < stop:
+        first = block_start(at, lines.segment)
+        end = min(stop, first - first % BLOCK + BLOCK)
+        part = lines.part(at, end)
+        block = block_of(part)
+        if last is not None and last.first == first and last.segment == lines.segment:
             block = joined(last, block)
         connection.execute("INSERT OR REPLACE INTO blocks VALUES (?,?,?,?,?,?,?)", tuple(block))
+        at = end
 
 
 def clear(connection: sqlite3.Connection) -> None:

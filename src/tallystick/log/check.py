@@ -501,7 +501,7 @@ class Checker:
                 if fields.payloads:
                     unreadable += self._payloads(stored.hit.index, fields)
             if rows is not None:
-                self._end_comparison(rows, head.size, whole=start == 0)
+                self._end_comparison(rows, whole=start == 0)
         if unreadable:
             self.verdict.not_proven.append(f"{unreadable:,} payloads: not readable by you")
 
@@ -590,7 +590,11 @@ class Checker:
             name = "" if index is None else f"entry #{index:,} " if end is None else f"entries #{index:,}–#{end - 1:,}: "
             self._find("index_mismatch", f"index.db: {name}{text}; the lines count", index=index, end=end, file="index.db")
 
-        return (None if wrong else Comparison(connection, begin, reach, tell, lambda home: home not in self._where)), begin
+        if wrong:
+            return None, begin
+        starts = [s.start for s in segments]
+        stops: dict[int, int | None] = dict(zip(starts, [*starts[1:], None], strict=False))
+        return Comparison(connection, begin, reach, tell, lambda home: home not in self._where, stops), begin
 
     def _guarded(self, rows: Comparison, hit: Hit, fields: ent.Fields) -> Comparison | None:
         try:
@@ -600,11 +604,10 @@ class Checker:
             return None
         return rows
 
-    def _end_comparison(self, rows: Comparison, size: int, *, whole: bool) -> None:
-        starts = [s.start for s in self._store.segments()]
+    def _end_comparison(self, rows: Comparison, *, whole: bool) -> None:
         try:
             gaps = any(f.code == 6 and f.issue != "index_mismatch" for f in self.verdict.findings)
-            rows.finish(dict(zip(starts, [*starts[1:], size], strict=False)), whole=whole, gaps=gaps)
+            rows.finish(whole=whole, gaps=gaps)
         except sqlite3.Error as e:
             self._find("index_mismatch", f"index.db: {e}", file="index.db")
 

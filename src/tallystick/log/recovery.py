@@ -120,6 +120,9 @@ class Recovery:
                 with contextlib.suppress(StoreError):
                     frontier = frontier_at(self._store.hashes, size)
                     if frontier.root() == root and self._older_roots_hold(head, mark, size):
+                        last = segments[-1]
+                        if self._view.end_of(size) == (last.start, last.size):  # a clean stop: nobody has to count
+                            return State(frontier, last, last.size, None, size, None)
                         return self._place(frontier, segments)
         start = self._last_sealed(segments) if unclean else segments[0]
         if start != segments[0]:

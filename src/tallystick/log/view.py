@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ..core import entry as ent
 from ..core.checkpoint import Checkpoint, open_checkpoint
 from ..core.entry import AuditEntry, Fields
-from ..core.epoch import KEY_TYPES, History, own_lines, read_history
+from ..core.epoch import CONFIG, KEY_TYPES, History, own_lines, read_history
 from ..core.errors import AuditError, Malformed, StoreError, VerificationError
 from ..core.genesis import Genesis
 from ..core.merkle import leaf_hash
@@ -25,9 +25,9 @@ from ..core.note import split
 from ..core.query import Question
 from ..core.times import parse_time
 from ..index import search as idx
-from ..index.derive import Block, Counts, Line, decode_counts, summary_of
+from ..index.derive import Block, Counts, Lines, decode_counts, summary_of
 from ..index.file import Index
-from ..index.fill import add, batched, clear
+from ..index.fill import add, clear, joined_runs
 from ..store import Segment, Store
 
 HEAD_WAIT_S = 1.0
@@ -138,15 +138,17 @@ class LogView:
         """In the child: the lock may be held by a thread that is not there."""
         self._lock = threading.RLock()
 
-    def note_own_lines(self, start: int, lines: list[bytes]) -> None:
-        """The writer tells what it just appended, so that nobody has to read it back."""
+    def note_own_lines(self, start: int, lines: list[bytes], count: int) -> None:
+        """The writer tells what it just appended at ``start``: ``count`` lines, of which only the first, ``lines``, may be the log's
+        about itself. So nobody has to read them back."""
         with self._lock:
             if start != self._key_lines_upto:
                 return
+            known = len(self._key_lines)
             for at, line in enumerate(lines, start):
                 self._keep_key_line(at, line)
-            self._key_lines_upto = start + len(lines)
-            if self._history is not None and self._history[0] == start and not any(i >= start for i in self._key_lines):
+            self._key_lines_upto = start + count
+            if self._history is not None and self._history[0] == start and len(self._key_lines) == known:
                 self._history = (self._key_lines_upto, self._history[1])
 
     def _extend_key_lines(self, size: int) -> None:
@@ -208,7 +210,7 @@ class LogView:
         if _OWN in line:
             with contextlib.suppress(Malformed):
                 fields = ent.decode(line)
-                if fields.event_type in KEY_TYPES:
+                if fields.event_type in KEY_TYPES or fields.event_type == CONFIG:
                     self._key_lines[index] = fields
 
     # -- entries -----------------------------------------------------------------------------------------------------
@@ -227,9 +229,9 @@ class LogView:
             connection, reach = self._open_index(stack, size)
             rest = (max(start, reach), stop)
             if newest_first:
-                yield from list(self._scan(segments, *rest))[::-1]
+                yield from self._scan_back(segments, *rest)
             if connection is not None and start < min(stop, reach):
-                yield from self._indexed(connection, question, start, min(stop, reach), newest_first)
+                yield from self._indexed(connection, question, start, min(stop, reach), newest_first, segments)
             if not newest_first:
                 yield from self._scan(segments, *rest)
 
@@ -242,14 +244,19 @@ class LogView:
         return None, 0
 
     def _indexed(
-        self, connection: sqlite3.Connection, question: Question, start: int, stop: int, newest_first: bool
-    ) -> Iterator[Stored]:
+        self, connection: sqlite3.Connection, question: Question, start: int, stop: int, newest_first: bool,
+        segments: list[Segment],
+    ) -> Iterator[Stored]:  # fmt: skip
+        """Through the index; where it cannot be read any further the lines are."""
         hits, again = itertools.tee(idx.search(connection, question, start, stop, newest_first=newest_first))
         try:
             for hit, line in zip(hits, self.store.lines(h[1:] for h in again), strict=True):
+                if line[:1] != b"{" or line[-1:] != b"}" or b"\n" in line:
+                    raise sqlite3.DatabaseError(f"the place of entry {hit.index} is not that of a line")
                 yield Stored(hit, line)
-        except (sqlite3.Error, OSError) as e:
-            raise StoreError(f"the index cannot be read: {e}; remove index.db, it comes back") from e
+                start, stop = (start, hit.index) if newest_first else (hit.index + 1, stop)
+        except (sqlite3.Error, OSError):
+            yield from (self._scan_back if newest_first else self._scan)(segments, start, stop)
 
     def _scan(self, segments: list[Segment], start: int, stop: int) -> Iterator[Stored]:
         """Straight from the lines."""
@@ -267,6 +274,12 @@ class LogView:
                     if start <= number < stop:
                         yield Stored(idx.Hit(number, segment.start, offset, len(line)), line)
                     offset += len(line) + 1
+
+    def _scan_back(self, segments: list[Segment], start: int, stop: int) -> Iterator[Stored]:
+        """The same, newest first, with the lines of one segment in memory."""
+        for at in range(len(segments) - 1, -1, -1):
+            end = min(segments[at + 1].start, stop) if at + 1 < len(segments) else stop
+            yield from list(self._scan([segments[at]], max(start, segments[at].start), end))[::-1]
 
     def find(self, event_id: str, size: int) -> Stored | None:
         """The entry of an event id below ``size``; None if there is none among the lines that are here."""
@@ -302,6 +315,17 @@ class LogView:
                         return Stored(hit, line)
                 break
         return next(self._scan(self.store.segments(), index, index + 1), None)
+
+    def end_of(self, size: int) -> tuple[int, int] | None:
+        """First index of the segment and offset where the line of index ``size`` − 1 ends, if the index knows it and the line is the
+        one in the tree."""
+        for one in self._indexes:
+            with contextlib.suppress(sqlite3.Error, OSError, StoreError), one.reading() as connection:
+                hit = idx.place(connection, size - 1)
+                if hit is not None and self._is_line(hit, size - 1):
+                    return hit.segment, hit.offset + hit.length + 1
+            break
+        return None
 
     def _is_line(self, hit: idx.Hit, index: int) -> bool:
         """An index row is believed for ``show`` only if the line's leaf hash stands at that index of the tree."""
@@ -410,10 +434,28 @@ class LogView:
         last = idx.place(connection, done - 1) if done > first else None
         if last is not None:
             known = (last.segment, last.offset + last.length + 1)
-        lines = ((s.hit.segment, s.hit.offset, Line(s.hit.index, s.hit.length, summary_of(s.line)))
-                 for s in self._scan_from(segments, start, size, known))  # fmt: skip
-        for segment, offset, run in batched(lines):
-            add(connection, segment, offset, run)
+        for run in joined_runs(self._lines_from(segments, start, size, known)):
+            add(connection, run)
+
+    def _lines_from(
+        self, segments: list[Segment], start: int, stop: int, known: tuple[int, int] | None
+    ) -> Iterator[Lines]:  # fmt: skip
+        """Entries [start, stop) as they are indexed; ``known``: segment and offset where the line of ``start`` begins."""
+        for at, segment in enumerate(segments):
+            following = min(segments[at + 1].start if at + 1 < len(segments) else stop, stop)
+            if following <= start:
+                continue
+            home = known is not None and known[0] == segment.start
+            for batch in self.store.batches(segment, known[1], start) if home and known else self.store.batches(segment):
+                lines = batch.lines[: following - batch.index]
+                skip = max(0, start - batch.index)
+                if skip < len(lines):
+                    offset = batch.offset + sum(map(len, lines[:skip])) + skip
+                    lines = lines[skip:]
+                    start = batch.index + skip + len(lines)
+                    yield Lines(start - len(lines), segment.start, offset, list(map(len, lines)), list(map(summary_of, lines)))
+                if start >= following:
+                    break
 
     def _sound(self, connection: sqlite3.Connection, first: int) -> int:
         """How far it reaches; emptied where its last block is none, or lies where no block of this log can."""

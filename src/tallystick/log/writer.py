@@ -24,11 +24,13 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from ..clock import Clock
 from ..core import entry as ent
 from ..core.checkpoint import Checkpoint, HeadSigner
 from ..core.entry import Draft, Fields, encode_draft
-from ..core.epoch import CLOCK_STEP, CONFIG, CREATED, GAP, RECOVERED
+from ..core.epoch import CLOCK_STEP, CONFIG, CREATED, GAP, RECOVERED, is_own
 from ..core.errors import AuditError, Conflict, DiskFull, EntryRefused, Malformed, ReadOnly, StateUnknown, StoreError
 from ..core.merkle import Frontier, leaves_of
 from ..core.note import split
@@ -57,7 +59,7 @@ class Content(NamedTuple):
     content: bytes
 
 
-class Event(NamedTuple):
+class Event(msgspec.Struct, frozen=True):
     """One event ready to be appended. ``given`` is set where the caller chose the id; it then answers retries."""
 
     draft: Draft
@@ -162,7 +164,7 @@ class Writer:
                 with self._store.exclusive(LOCK_WAIT_S):
                     self._ready()
                     self._settle()
-                    return action(self._write)
+                    return action(lambda events: self._write(events, own=True))
             except BaseException as e:  # an interrupt too leaves the state unknown
                 error = self._translate(e, [])
                 if error is e:
@@ -236,7 +238,7 @@ class Writer:
             return None
         put_leaves(self._store, state.frontier.copy(), leaves)
         self._store.advance(len(data))
-        self._view.note_own_lines(state.size, lines)
+        self._view.note_own_lines(state.size, lines, len(lines))
         return State(frontier, state.segment, state.offset + len(data), note, mark.size, None)
 
     def _begin(self) -> None:
@@ -316,11 +318,12 @@ class Writer:
                     return False
         return True
 
-    def _write(self, events: list[Event]) -> None:
-        """Steps 1 to 6 for one group, own entries first. On return the caller may acknowledge."""
+    def _write(self, events: list[Event], *, own: bool = False) -> None:
+        """Steps 1 to 6 for one group, what the log says about itself first (``own``: ``events`` are of that kind too). On return the
+        caller may acknowledge."""
         state, now = self.state, self._clock.wall_us()
-        own = self._own_entries(now)
-        group = [*own, *events]
+        mine = self._own_entries(now)
+        group = [*mine, *events]
         if not group:
             return
         stamp = format_time(now)
@@ -336,7 +339,7 @@ class Writer:
         frontier = state.frontier.copy()
         note, root = self._append_lines(state, data, frontier)
         self._put_head(note, origin, frontier.size, root)
-        self._view.note_own_lines(state.size, lines)
+        self._view.note_own_lines(state.size, lines if own else lines[: len(mine)], len(lines))
         self._state = State(frontier, state.segment, state.offset + len(data), note, frontier.size, None)
         self._last_clock, self._day, self._gap = (now, self._clock.boot_us()), day, None
         self._config_checked = True
@@ -455,11 +458,9 @@ class Writer:
         return {"before": format_time(wall), "expected": format_time(max(0, wall + passed)), "now": format_time(now)}
 
     def _recorded_config(self) -> str | None:
-        question = ask({"event_type": [CONFIG, CREATED]})
-        for stored in self._view.answers(question, self.state.size, newest_first=True):
-            entry = stored.entry()
-            if question.matches(entry) and entry.actor == ent.OWN_ACTOR:
-                found = entry.details.get("sha256", entry.details.get("config_sha256"))
+        for _, fields in sorted(self._view.key_lines().items(), reverse=True):
+            if fields.event_type in (CONFIG, CREATED) and is_own(fields):
+                found = fields.details.get("sha256", fields.details.get("config_sha256"))
                 return found if isinstance(found, str) else None
         return None
 
