@@ -198,12 +198,13 @@ class Comparison:
                 self._tell("has more than one row (event_id)", index, None)
 
 
-def of_no_entry(connection: sqlite3.Connection) -> list[int]:
-    """Rows that can be of no entry, at most 20: below 0, or said to lie in a segment that begins after them."""
-    found = connection.execute(
-        "SELECT first FROM blocks WHERE first < 0 OR segment > first UNION SELECT idx FROM ids WHERE idx < 0 "
-        "UNION SELECT chunk FROM postings WHERE chunk < 0 LIMIT 20").fetchall()
-    return [row[0] for row in found]
+def of_no_entry(connection: sqlite3.Connection, *, whole: bool) -> list[int]:
+    """Rows that can be of no entry, at most 20: below 0, or said to lie in a segment that begins after them. ``whole``: look at all
+    event ids too."""
+    sql = "SELECT first FROM blocks WHERE first < 0 OR segment > first UNION SELECT chunk FROM postings WHERE chunk < 0"
+    if whole:
+        sql += " UNION SELECT idx FROM ids WHERE idx < 0"
+    return [row[0] for row in connection.execute(f"{sql} LIMIT 20").fetchall()]
 
 
 def integrity(connection: sqlite3.Connection) -> list[str]:

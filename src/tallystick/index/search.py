@@ -15,8 +15,10 @@ from ..core.entry import LINE_BYTES_MAX
 from ..core.query import Condition, Question
 from .derive import BLOCK, CHUNK, CHUNK_BITS, FIELDS, OWN, USUAL_OUTCOME, Block, id_key, numbers, term_of
 
+_PLACES = "SELECT first, segment, offset, earliest, latest, ends, x'' FROM blocks"  # where the counts are of no interest
 _BLOCK = "SELECT first, segment, offset, earliest, latest, ends, counts FROM blocks"
 _TERMS_MAX = 200
+_MANY = 8  # entries of a chunk for which all its blocks are read at once
 _INT_MAX = 2**63
 
 
@@ -72,12 +74,7 @@ def checked(row: Sequence[Any]) -> Block:
 
 def hit_in(block: Block, index: int) -> Hit:
     """The place of an entry of a block; ``DatabaseError`` where no line can be."""
-    at = (index - block.first) * 4
-    begin = int.from_bytes(block.ends[at - 4 : at], "little") if at else 0
-    length = int.from_bytes(block.ends[at : at + 4], "little") - begin - 1
-    if not 0 <= length <= LINE_BYTES_MAX:
-        raise sqlite3.DatabaseError(f"block {block.first} names a place where no line can be")
-    return Hit(index, block.segment, block.offset + begin, length)
+    return _Places(block).hit(index)
 
 
 def place(connection: sqlite3.Connection, index: int) -> Hit | None:
@@ -154,9 +151,10 @@ def _all(
 ) -> Iterator[Hit]:
     for block in blocks(connection, max(0, start - BLOCK), stop, newest_first=newest_first):
         if _in_time(block, start_us, end_us):
-            within = range(max(start, block.first), min(stop, block.first + block.size))
+            places = _Places(block)
+            within = range(max(start, block.first), min(stop, places.end))
             for index in reversed(within) if newest_first else within:
-                yield hit_in(block, index)
+                yield places.hit(index)
 
 
 def _posted(
@@ -174,19 +172,53 @@ def _posted(
     if start >= stop:
         return
     chunks = range(start >> CHUNK_BITS, ((stop - 1) >> CHUNK_BITS) + 1)
-    block: Block | None = None
     for chunk in reversed(chunks) if newest_first else chunks:
         base = chunk << CHUNK_BITS
-        for at in sorted(_candidates(connection, chunk, wanted), reverse=newest_first):
+        found = sorted(_candidates(connection, chunk, wanted), reverse=newest_first)
+        known = _places_from(connection, base, newest_first) if len(found) > _MANY else iter(())
+        places: _Places | None = None
+        for at in found:
             index = base + at
             if not start <= index < stop:
                 continue
-            if block is None or not block.first <= index < block.first + block.size:
-                block = _block_at(connection, index)
-                if block is None:
-                    raise sqlite3.DatabaseError(f"entry {index} has no block")
-            if _in_time(block, start_us, end_us):
-                yield hit_in(block, index)
+            while places is None or not places.first <= index < places.end:
+                places = next(known, None) or _places_at(connection, index)
+            if _in_time(places.block, start_us, end_us):
+                yield places.hit(index)
+
+
+class _Places:
+    """Where the lines of one block lie."""
+
+    def __init__(self, block: Block) -> None:
+        self.block, self.first, self.end = block, block.first, block.first + block.size
+        self._ends = numbers("I", block.ends)
+
+    def hit(self, index: int) -> Hit:
+        """``DatabaseError`` where no line can be."""
+        at = index - self.first
+        begin = self._ends[at - 1] if at else 0
+        length = self._ends[at] - begin - 1
+        if not 0 <= length <= LINE_BYTES_MAX:
+            raise sqlite3.DatabaseError(f"block {self.first} names a place where no line can be")
+        return Hit(index, self.block.segment, self.block.offset + begin, length)
+
+
+def _places_from(connection: sqlite3.Connection, base: int, newest_first: bool) -> Iterator[_Places]:
+    """The blocks of a chunk, in the order in which they will be wanted."""
+    order = "DESC" if newest_first else "ASC"
+    sql = f"{_PLACES} WHERE first > ? AND first < ? ORDER BY first {order}"
+    for row in connection.execute(sql, (base - BLOCK, base + CHUNK)).fetchall():
+        yield _Places(checked(row))
+
+
+def _places_at(connection: sqlite3.Connection, index: int) -> _Places:
+    row = connection.execute(f"{_PLACES} WHERE first <= ? ORDER BY first DESC LIMIT 1", (index,)).fetchone()
+    if row is not None:
+        places = _Places(checked(row))
+        if index < places.end:
+            return places
+    raise sqlite3.DatabaseError(f"entry {index} has no block")
 
 
 def _candidates(connection: sqlite3.Connection, chunk: int, wanted: list[tuple[int, list[int]]]) -> set[int]:
@@ -208,11 +240,3 @@ def _candidates(connection: sqlite3.Connection, chunk: int, wanted: list[tuple[i
     for parts in lists[1:]:
         found = found.intersection(itertools.chain.from_iterable(numbers("H", data) for data in parts))
     return found
-
-
-def _block_at(connection: sqlite3.Connection, index: int) -> Block | None:
-    row = connection.execute(f"{_BLOCK} WHERE first <= ? ORDER BY first DESC LIMIT 1", (index,)).fetchone()
-    if row is None:
-        return None
-    block = checked(row)
-    return block if index < block.first + block.size else None

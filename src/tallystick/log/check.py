@@ -572,7 +572,7 @@ class Checker:
             connection = stack.enter_context(self._index.reading())
             wrong = integrity(connection) if start == 0 else []
             reach = min(size_of(connection), head.size)
-            astray = of_no_entry(connection)
+            astray = of_no_entry(connection, whole=start == 0)
         except sqlite3.OperationalError as e:
             self.verdict.not_proven.append(f"index.db cannot be opened by you ({e})")
             return None, start

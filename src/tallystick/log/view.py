@@ -32,6 +32,7 @@ from ..store import Segment, Store
 
 HEAD_WAIT_S = 1.0
 _OWN = b'"event_type":"log.'
+_PAGE_MIN, _PAGE_MAX = 128, 1024  # places are looked up, and lines read, so many at a time
 _KEY_LINES_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -248,13 +249,15 @@ class LogView:
         segments: list[Segment],
     ) -> Iterator[Stored]:  # fmt: skip
         """Through the index; where it cannot be read any further the lines are."""
-        hits, again = itertools.tee(idx.search(connection, question, start, stop, newest_first=newest_first))
+        found, size = idx.search(connection, question, start, stop, newest_first=newest_first), _PAGE_MIN
         try:
-            for hit, line in zip(hits, self.store.lines(h[1:] for h in again), strict=True):
-                if line[:1] != b"{" or line[-1:] != b"}" or b"\n" in line:
-                    raise sqlite3.DatabaseError(f"the place of entry {hit.index} is not that of a line")
-                yield Stored(hit, line)
-                start, stop = (start, hit.index) if newest_first else (hit.index + 1, stop)
+            while hits := list(itertools.islice(found, size)):
+                for hit, line in zip(hits, list(self.store.lines(hit[1:] for hit in hits)), strict=True):
+                    if line[:1] != b"{" or line[-1:] != b"}" or b"\n" in line:
+                        raise sqlite3.DatabaseError(f"the place of entry {hit.index} is not that of a line")
+                    yield Stored(hit, line)
+                    start, stop = (start, hit.index) if newest_first else (hit.index + 1, stop)
+                size = min(4 * size, _PAGE_MAX)
         except (sqlite3.Error, OSError):
             yield from (self._scan_back if newest_first else self._scan)(segments, start, stop)
 
