@@ -70,10 +70,8 @@ class EventBuilder:
                 if service:
                     for fields in rows:
                         fields.service = fields.service or service
-                drafts = map(draft, rows, CLOCK.event_ids(len(rows)), repeat(now))
-                made = [Event(one) for one in drafts if one is not None]
-                if len(made) == len(given):
-                    return made
+                drafts = list(map(draft, rows, CLOCK.event_ids(len(rows)), repeat(now)))
+                return [Event(one) if one is not None else self._long(n, given[n]) for n, one in enumerate(drafts)]
         return [self._long(position, one) for position, one in enumerate(given)]
 
     def _long(self, position: int, given: Mapping[str, Any]) -> Event:

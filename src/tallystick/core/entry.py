@@ -226,10 +226,15 @@ class EventDrafter:
         """``event_id`` is one that we minted, ``timestamp`` a stored time. ``given`` may be changed."""
         details, kind, actor, outcome = given.details, given.event_type, given.actor, given.outcome
         if details is not None:
-            if type(details) is not dict or not _is_plain(details, 1):
+            if type(details) is not dict:
                 return None
             if not details:
                 given.details = None
+            elif not _is_plain(details, 1):
+                try:
+                    given.details = _plain(details, "details", 1)
+                except EntryRefused:
+                    return None
         if outcome not in _OUTCOMES:
             if outcome != "":
                 return None
@@ -364,19 +369,22 @@ def _is_plain(value: dict[Any, Any], depth: int) -> bool:
         if type(key) is not str:
             return False
         kind = type(item)
-        if kind in _PLAIN:
+        if kind is str:
             continue
         if kind is int:
             if not INT_MIN <= item <= INT_MAX:
                 return False
         elif kind is float:
             # between these bounds, and with a fraction, msgspec and RFC 8785 write the same digits
-            if not (_FLOAT_MIN <= item < _FLOAT_MAX or _FLOAT_MIN <= -item < _FLOAT_MAX) or item % 1 == 0:
+            if not _FLOAT_MIN <= abs(item) < _FLOAT_MAX or item % 1 == 0:
+                return False
+        elif kind is list:
+            if depth >= DEPTH_MAX or not (_PLAIN.issuperset(map(type, item)) or _is_plain_list(item, depth + 1)):
                 return False
         elif kind is dict:
             if depth >= DEPTH_MAX or not _is_plain(item, depth + 1):
                 return False
-        elif kind is not list or depth >= DEPTH_MAX or not (_PLAIN.issuperset(map(type, item)) or _is_plain_list(item, depth + 1)):
+        elif kind not in _PLAIN:
             return False
     return True
 

@@ -11,7 +11,7 @@ import itertools
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ..core import entry as ent
@@ -139,15 +139,15 @@ class LogView:
         """In the child: the lock may be held by a thread that is not there."""
         self._lock = threading.RLock()
 
-    def note_own_lines(self, start: int, lines: list[bytes], count: int) -> None:
-        """The writer tells what it just appended at ``start``: ``count`` lines, of which only the first, ``lines``, may be the log's
-        about itself. So nobody has to read them back."""
+    def note_lines(self, start: int, count: int, own: Iterable[tuple[int, bytes]]) -> None:
+        """The writer tells what it just appended, or took in, at ``start``: ``count`` lines, and those among them, with their index,
+        that may be the log's about itself. So nobody has to read them back."""
         with self._lock:
             if start != self._key_lines_upto:
                 return
             known = len(self._key_lines)
-            for at, line in enumerate(lines, start):
-                self._keep_key_line(at, line)
+            for index, line in own:
+                self._keep_key_line(index, line)
             self._key_lines_upto = start + count
             if self._history is not None and self._history[0] == start and len(self._key_lines) == known:
                 self._history = (self._key_lines_upto, self._history[1])

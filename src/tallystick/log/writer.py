@@ -28,12 +28,12 @@ import msgspec
 
 from ..clock import Clock
 from ..core import entry as ent
-from ..core.checkpoint import Checkpoint, HeadSigner
+from ..core.checkpoint import HeadSigner
 from ..core.entry import Draft, Fields, encode_draft
-from ..core.epoch import CLOCK_STEP, CONFIG, CREATED, GAP, RECOVERED, is_own
-from ..core.errors import AuditError, Conflict, DiskFull, EntryRefused, Malformed, ReadOnly, StateUnknown, StoreError
+from ..core.epoch import CLOCK_STEP, CONFIG, CREATED, GAP, RECOVERED, is_own, own_lines
+from ..core.errors import AuditError, Conflict, DiskFull, EntryRefused, ReadOnly, StateUnknown, StoreError
 from ..core.merkle import Frontier, leaves_of
-from ..core.note import split
+from ..core.note import encode_base64
 from ..core.query import ask
 from ..core.times import SECOND_US, format_time
 from ..disk import DISK, Disk, is_full, remote_file_system
@@ -219,26 +219,20 @@ class Writer:
         That a fellow signed is known from the mark, which lies with the key that signed: whoever can write there needs no forgery.
         What it covers is recomputed from the lines all the same.
         """
-        mark, note = self._keys.read_mark(), self._store.head()
-        data = self._store.appended(FOLLOW_BYTES_MAX)
+        mark, note, data = self._keys.newest_mark(), self._store.head_now(), self._store.appended(FOLLOW_BYTES_MAX)
         if mark is None or note is None or not data or mark.epoch != self._epoch or state.found is not None:
             return None
-        lines = data.split(b"\n")
-        if lines.pop() or mark.size != state.size + len(lines) or self._store.continues(mark.size):
+        said = f"{mark.origin}\n{mark.size}\n{encode_base64(mark.root)}\n\n".encode()
+        if data[-1] != 0x0A or not note.startswith(said) or mark.origin != self._view.genesis.origin:
             return None
-        try:
-            claimed = Checkpoint.parse(split(note)[0])
-        except Malformed:
+        leaves, frontier = leaves_of(data), state.frontier.copy()
+        frontier.extend_row(leaves)
+        if frontier.size != mark.size or frontier.root() != mark.root or self._store.continues(mark.size):
             return None
-        if (claimed.origin, claimed.size, claimed.root) != (mark.origin, mark.size, mark.root):
-            return None
-        frontier = state.frontier.copy()
-        frontier.extend_row(leaves := leaves_of(data))
-        if frontier.root() != mark.root:
-            return None
-        put_leaves(self._store, state.frontier.copy(), leaves)
+        # whoever wrote the lines has written their hashes into the tree before he signed
         self._store.advance(len(data))
-        self._view.note_own_lines(state.size, lines, len(lines))
+        self._view.note_lines(state.size, mark.size - state.size,
+                              [(state.size + number, line) for number, line in own_lines(data, len(data))])  # fmt: skip
         return State(frontier, state.segment, state.offset + len(data), note, mark.size, None)
 
     def _begin(self) -> None:
@@ -339,7 +333,7 @@ class Writer:
         frontier = state.frontier.copy()
         note, root = self._append_lines(state, data, frontier)
         self._put_head(note, origin, frontier.size, root)
-        self._view.note_own_lines(state.size, lines if own else lines[: len(mine)], len(lines))
+        self._view.note_lines(state.size, len(lines), enumerate(lines if own else lines[: len(mine)], state.size))
         self._state = State(frontier, state.segment, state.offset + len(data), note, frontier.size, None)
         self._last_clock, self._day, self._gap = (now, self._clock.boot_us()), day, None
         self._config_checked = True

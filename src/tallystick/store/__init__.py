@@ -123,6 +123,9 @@ class Store(Protocol):
     def continues(self, start: int) -> bool:
         """True if a segment begins at ``start`` that this handle does not have open: somebody sealed the one it has."""
 
+    def head_now(self) -> bytes | None:
+        """The head at the place where this handle writes it; None before it did."""
+
     def advance(self, count: int) -> None:
         """Go on ``count`` bytes later in the same segment."""
 

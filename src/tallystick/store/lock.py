@@ -59,14 +59,18 @@ class FolderLock:
 
     def last_holder(self) -> Holder | None:
         """What the file says; None if nobody ever held it or it says nothing readable."""
-        try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return None
-        try:
-            words = os.pread(fd, _BYTES, 0).decode("ascii", "replace").split()
-        finally:
-            os.close(fd)
+        if self._fd is not None:
+            data = os.pread(self._fd, _BYTES, 0)
+        else:
+            try:
+                fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except OSError:
+                return None
+            try:
+                data = os.pread(fd, _BYTES, 0)
+            finally:
+                os.close(fd)
+        words = data.decode("ascii", "replace").split()
         if len(words) not in (3, 4) or not words[0].isascii() or not words[0].isdigit():
             return None
         return Holder(int(words[0]), words[1], words[2] == "clean")
@@ -143,8 +147,9 @@ class _Wait:
 
     def __init__(self, fd: int | None, turnstile: int | None) -> None:
         self.fd, self.turnstile = fd, turnstile
-        self._lock, self._granted = threading.Lock(), threading.Event()
-        self._given_up = False
+        self._lock, self._wake = threading.Lock(), threading.Lock()
+        self._wake.acquire()
+        self._settled = self._given_up = False
         self._error: OSError | None = None
 
     def run(self) -> None:
@@ -153,17 +158,20 @@ class _Wait:
         try:
             fcntl.flock(self.turnstile, fcntl.LOCK_EX)
             fcntl.flock(self.fd, fcntl.LOCK_EX)
-            fcntl.flock(self.turnstile, fcntl.LOCK_UN)
         except OSError as e:  # the handle was closed meanwhile
             self._error = e
         with self._lock:
+            self._settled = True
             if self._given_up:
                 self._close()
-            self._granted.set()
+                return
+            self._wake.release()
+        with contextlib.suppress(OSError):  # the next one may wait for the lock itself
+            fcntl.flock(self.turnstile, fcntl.LOCK_UN)
 
     def finish(self, wait_s: float) -> bool:
         """Wait for the grant; False if it did not come."""
-        if not self._granted.wait(wait_s):
+        if not self._wake.acquire(timeout=wait_s):
             return False
         if self._error is not None:
             raise self._error
@@ -172,7 +180,7 @@ class _Wait:
     def give_up(self) -> None:
         """For good: the descriptors are closed, now or when the grant comes."""
         with self._lock:
-            if self._granted.is_set():
+            if self._settled:
                 self._close()
             self._given_up = True
 

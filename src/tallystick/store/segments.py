@@ -196,6 +196,10 @@ class SegmentStore:
         """True if a segment begins at ``start`` that is not the one this handle has open: somebody sealed that one."""
         return start != self._start and os.path.exists(f"{self._folder}/segments/{segment_name(start)}")
 
+    def head_now(self) -> bytes | None:
+        """The head in the file that this handle writes; None before it wrote one."""
+        return None if self._head_fd is None else os.pread(self._head_fd, HEAD_BYTES_MAX + 1, 0)
+
     def advance(self, count: int) -> None:
         """Another writer's lines were taken in."""
         self._end += count
