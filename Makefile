@@ -11,11 +11,11 @@ test: $(VENV)/.ok services lint
 	$(BIN)/python -m pytest -q -n 2 tests
 
 lint: $(VENV)/.ok
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff check src tests bench setup.py
 	$(BIN)/mypy
 
 bench: $(VENV)/.ok
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(ARGS)
 
 services:
 	sh scripts/ensure-services.sh

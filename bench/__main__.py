@@ -1,133 +1,137 @@
-"""Ratios of this machine, in one run: every case in turn, round after round; median with min and max.
+"""``python -m bench [--rounds N] [--size N] [--quick] [--peers] [--large] [--keep FOLDER] [--markdown FILE]``
 
-``python -m bench [ROUNDS]``. The durability mode stands beside every figure. No figure here is a test.
+Ratios of this machine, measured in one run: every case in turn, round after round; medians with minimum and maximum. The cases that
+write run twice: on the disk as it is, and with every sync 2 ms slower. Nothing here is a test.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.metadata
+import json
 import os
 import platform
+import shutil
+import sqlite3
+import ssl
 import statistics
+import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tallystick import AuditLogger, audited
-from tallystick.verification import verify_log
-
-from . import baseline
-
-EVENT = {"event_type": "data_access", "actor": "invoice-bot", "actor_type": "service", "resource": "crm/customers/4711",
-         "action": "read customer", "outcome": "success",
-         "details": {"id": 4711, "fields": ["name", "iban"], "amount": 88.10, "note": "x" * 60}}  # fmt: skip
-N_SINGLE, N_MANY, N_THREADS = 200, 4, 32
-
-
-def timed(action: Callable[[], int]) -> float:
-    """Events per second."""
-    started = time.perf_counter()
-    count = action()
-    return count / (time.perf_counter() - started)
-
-
-def bare_append(path: Path, line: bytes, count: int) -> int:
-    """The floor: one line, one fdatasync."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for _ in range(count):
-        os.write(fd, line)
-        os.fdatasync(fd)
-    os.close(fd)
-    return count
+from . import report
+from .disk import SLOWED_US, Refused, file_system, slowed_environment
 
 
 def main() -> None:
     """Run and print."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    root = Path(tempfile.mkdtemp(prefix="bench-", dir="."))
-    os.environ["TALLY_STATE"] = str(root / "state")
-    log = AuditLogger(root / "audit_log")
-    log.log(**EVENT)
-    line = log.stored(1).line + b"\n"
-    batch = [EVENT] * 1024
-
-    @audited(operation="read customer", resource="crm")
-    def call(n: int) -> int:
-        return n
-
-    def threads() -> int:
-        def work() -> None:
-            for _ in range(8):
-                log.log(**EVENT)
-
-        pool = [threading.Thread(target=work) for _ in range(N_THREADS)]
-        for t in pool:
-            t.start()
-        for t in pool:
-            t.join()
-        return 8 * N_THREADS
-
-    def many() -> int:
-        for _ in range(N_MANY):
-            log.log_many(batch)
-        return N_MANY * len(batch)
-
-    def single() -> int:
-        for _ in range(N_SINGLE):
-            log.log(**EVENT)
-        return N_SINGLE
-
-    def base() -> int:
-        for _ in range(2000):
-            baseline.append(root / "chapter.jsonl", EVENT)
-        return 2000
-
-    def calls() -> int:
-        for i in range(N_SINGLE):
-            call(i, audit_logger=log, audit_context={"actor": "bot", "actor_type": "agent"})
-        return N_SINGLE
-
-    cases: dict[str, Callable[[], int]] = {
-        "chapter append (NOT durable)": base,
-        "bare append + fdatasync (durable)": lambda: bare_append(root / "bare", line, N_SINGLE),
-        "log_many(1024) (durable, signed)": many,
-        "log() (durable, signed)": single,
-        "@audited call (durable, signed, with payloads)": calls,
-        "32 threads log() (durable, signed)": threads,
-        "chapter verify (half of the fields)": lambda: baseline.verify(root / "chapter.jsonl"),
-        "verify --content (every byte)": lambda: verify_log(log.path, memory=log.memory, content=True).tree_size,
-        "verify (every byte, index, payloads)": lambda: verify_log(log.path, memory=log.memory).tree_size,
-    }
-    seen: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, case in cases.items():
-            seen[name].append(timed(case))
-    report(seen, rounds, root)
-    log.close()
+    asked = _arguments()
+    started, load = time.time(), os.getloadavg()[0]
+    if load > (os.cpu_count() or 1):
+        sys.stderr.write(f"WARNING: load {load:.1f} on {os.cpu_count()} CPUs before anything began: these figures say little\n")
+    own = Path(tempfile.mkdtemp(prefix=".bench-", dir="."))
+    try:
+        lines = _run(asked, own)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+    when, minutes = time.strftime("%Y-%m-%d %H:%M", time.localtime(started)), (time.time() - started) / 60
+    lines.insert(1, f"{when}, load {load:.1f} before and {os.getloadavg()[0]:.1f} after, {minutes:.0f} minutes")
+    print("\n".join(lines))
+    if asked.markdown:
+        asked.markdown.write_text("```text\n" + "\n".join(lines) + "\n```\n", encoding="utf-8")
 
 
-def report(seen: dict[str, list[float]], rounds: int, root: Path) -> None:
-    """Medians, and the ratios that the targets name."""
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, "
-          f"Python {platform.python_version()}, {rounds} rounds, on {root.resolve().anchor}")  # fmt: skip
-    for name, values in seen.items():
-        m = statistics.median(values)
-        print(f"  {name:<50} {m:>11,.0f} /s   ({min(values):,.0f} – {max(values):,.0f})")
-    pairs: list[tuple[str, Any, Any]] = [
-        ("log_many / chapter append", "log_many(1024) (durable, signed)", "chapter append (NOT durable)"),
-        ("log() / bare append + fdatasync", "log() (durable, signed)", "bare append + fdatasync (durable)"),
-        ("@audited / bare append + fdatasync", "@audited call (durable, signed, with payloads)", "bare append + fdatasync (durable)"),
-        ("32 threads / bare append + fdatasync", "32 threads log() (durable, signed)", "bare append + fdatasync (durable)"),
-        ("verify --content / chapter verify", "verify --content (every byte)", "chapter verify (half of the fields)"),
-        ("verify / chapter verify", "verify (every byte, index, payloads)", "chapter verify (half of the fields)"),
-    ]
-    print("ratios, median (min – max) of the rounds")
-    for name, a, b in pairs:
-        ratios = [x / y for x, y in zip(seen[a], seen[b], strict=True)]
-        print(f"  {name:<50} {statistics.median(ratios):>8.2f}   ({min(ratios):.2f} – {max(ratios):.2f})")
+def _run(asked: argparse.Namespace, own: Path) -> list[str]:
+    scale = "0.1" if asked.quick else "1"
+    lines = [_machine()]
+    plain = _child("bench.writes", str(asked.rounds), scale, "as-is")
+    lines += ["", f"WRITES, the disk as it is: fdatasync p50 {plain['fdatasync_p50_us']:.0f} µs, {asked.rounds} rounds", _head()]
+    lines += report.table(report.AS_IS, plain["seen"])
+    try:
+        slowed = _child("bench.writes", str(asked.rounds), scale, "slowed", environment=slowed_environment(own.resolve()))
+        lines += ["", f"WRITES, every sync {SLOWED_US / 1000:.0f} ms slower: fdatasync p50 {slowed['fdatasync_p50_us']:.0f} µs, "
+                      f"{asked.rounds} rounds", _head()]  # fmt: skip
+        lines += report.table(report.SLOWED, slowed["seen"])
+    except Refused as e:
+        slowed = None
+        lines += ["", f"WRITES with slower syncs: REFUSED, {e}"]
+    folder = asked.keep or own / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    reads = _child("bench.reads", str(asked.rounds), str(asked.size), str(folder.resolve()))
+    lines += ["", f"READS of {reads['size']:,} entries of {reads['bytes']['entries']:.0f} bytes, {asked.rounds} rounds; "
+                  f"hashing by default: {reads['hashing']}", _head()]  # fmt: skip
+    lines += report.table(report.READS, reads["seen"]) + report.resources(reads)
+    if asked.large:
+        lines += _large(folder, asked.size)
+    lines += ["", "What they are made of: events or entries per second unless it says otherwise, median (min – max)"]
+    lines += ["as it is", *report.rates(plain["seen"])]
+    if slowed is not None:
+        lines += [f"+{SLOWED_US / 1000:.0f} ms per sync", *report.rates(slowed["seen"])]
+    lines += ["reads", *report.rates(reads["seen"]),
+              "  bytes per entry: " + ", ".join(f"{k} {v:.1f}" for k, v in reads["bytes"].items())]  # fmt: skip
+    if asked.peers:
+        from . import peers
+
+        lines += ["", *peers.compare(own.resolve(), 2000 if asked.quick else 10_000)]
+    return lines
 
 
-main()
+def _large(folder: Path, size: int) -> list[str]:
+    seen = _child("bench.reads", "large", str(folder.resolve()), str(size), str(10 * size))
+    lines = ["", f"THE SAME FIGURES at {10 * size:,} as at {size:,}: medians of 7 rounds, ratio of the medians (must ≤ 1.2, aim 1.0)"]
+    for name in sorted({key.rpartition(" at ")[0] for key in seen}):
+        small, large = (statistics.median(seen[f"{name} at {n}"]) for n in (size, 10 * size))
+        verdict = "aim reached" if large <= small else "must reached" if large <= 1.2 * small else "NOT REACHED"
+        lines.append(f"{name:<58} {large / small:>6.2f}   {report.number(small)} → {report.number(large)}   {verdict}")
+    return lines
+
+
+def _child(module: str, *arguments: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """Each set of cases in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    if done.returncode:
+        if environment is not None:
+            raise Refused(f"the slowed run ended with {done.returncode}; what it said stands above")
+        raise SystemExit(f"{module} failed with {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _head() -> str:
+    return f"{'':<58} {'median (min – max)':>36}   {'must':>9} {'aim':>8}"
+
+
+def _machine() -> str:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("msgspec", "cryptography"))
+    model = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    return (f"{model}, {os.cpu_count()} CPUs, {file_system(Path())}, {platform.system()} {platform.release()}, "
+            f"Python {platform.python_version()}, {versions}, SQLite {sqlite3.sqlite_version}, {ssl.OPENSSL_VERSION[:14]}")  # fmt: skip
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--size", type=int, default=1_000_000, help="entries of the log that is read")
+    parser.add_argument("--quick", action="store_true", help="2 rounds, 20,000 entries: only to see that it runs")
+    parser.add_argument("--peers", action="store_true", help="also five peers from PyPI, in an environment of their own")
+    parser.add_argument("--large", action="store_true", help="also a log ten times the size: disk and minutes")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the logs there and use those that are there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.rounds, asked.size = 2, 20_000
+    return asked
+
+
+if __name__ == "__main__":
+    main()

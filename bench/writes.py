@@ -122,7 +122,7 @@ class _Writes:
             self.call(event["resource"], audit_logger=self.one, audit_context=context) for event in self.events[: self.singles]])
 
     def threads(self) -> None:
-        each = max(5, self.singles // 10)
+        each = max(8, self.singles // 4 if self.slowed else self.singles // 10)
         before = groups(self.one)
 
         def work(n: int) -> None:

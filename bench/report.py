@@ -1,0 +1,117 @@
+"""The table: what is wanted, what was measured, whether it is reached."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+DURABLE = "durable, signed"
+
+
+class Row(NamedTuple):
+    """A target. ``of`` gives its value in each round, from what was seen; bigger is better unless ``less``."""
+
+    what: str
+    must: float
+    aim: float
+    unit: str
+    mode: str
+    of: Callable[[dict[str, list[float]]], Iterable[float]]
+    less: bool = False
+
+
+def ratio(a: str, b: str) -> Callable[[dict[str, list[float]]], Iterable[float]]:
+    """Rate ``a`` over rate ``b``, round by round."""
+    return lambda seen: [x / y for x, y in zip(seen[a], seen[b], strict=True)]
+
+
+def value(name: str) -> Callable[[dict[str, list[float]]], Iterable[float]]:
+    """As it was seen."""
+    return lambda seen: seen[name]
+
+
+def scans(page: str) -> Callable[[dict[str, list[float]]], Iterable[float]]:
+    """The chapter's scan over a page of ours."""
+    return lambda seen: [s * 1000 / ms for s, ms in zip(seen["chapter query of as many, s"], seen[page], strict=True)]
+
+
+AS_IS = [
+    Row("log_many(1024) / chapter append", 8, 15, "×", f"{DURABLE} / NOT durable", ratio("log_many(1024)", "chapter append")),
+    Row("the same until the index has caught up", 4, 7, "×", f"{DURABLE} / NOT durable",
+        ratio("log_many(1024), index caught up", "chapter append")),
+    Row("log() / bare append + fdatasync", 0.4, 0.55, "×", f"{DURABLE} / durable", ratio("log()", "bare append + fdatasync")),
+    Row("@audited / two bare appends + fdatasync", 0.4, 0.6, "×", f"{DURABLE} / durable",
+        ratio("@audited", "two bare appends + fdatasync")),
+    Row("16 processes / one process", 0.4, 1.0, "×", DURABLE, ratio("16 processes", "one process")),
+    Row("16 processes: worst wait", 1.0, 0.4, "s", DURABLE, value("16 processes: worst wait, s"), less=True),
+    Row("submit(): caller, p50", 15, 8, "µs", "on its way, NOT durable yet", value("submit p50, µs"), less=True),
+    Row("submit(): caller, p99", 100, 40, "µs", "on its way, NOT durable yet", value("submit p99, µs"), less=True),
+]  # fmt: skip
+SLOWED = [
+    Row("log() / bare append + fdatasync", 0.9, 0.96, "×", f"{DURABLE} / durable", ratio("log()", "bare append + fdatasync")),
+    Row("@audited / two bare appends + fdatasync", 0.85, 0.95, "×", f"{DURABLE} / durable",
+        ratio("@audited", "two bare appends + fdatasync")),
+    Row("32 threads / bare append + fdatasync", 12, 20, "×", f"{DURABLE} / durable", ratio("32 threads", "bare append + fdatasync")),
+    Row("32 threads: mean batch", 27, 31, "of 32", DURABLE, value("32 threads: mean batch")),
+    Row("16 processes / one process", 0.85, 1.5, "×", DURABLE, ratio("16 processes", "one process")),
+    Row("16 processes: worst wait", 1.0, 0.4, "s", DURABLE, value("16 processes: worst wait, s"), less=True),
+]  # fmt: skip
+READS = [
+    Row("content verify, pure / hashlib limit", 0.65, 0.9, "×", "", ratio("content verify, pure", "hashlib limit")),
+    Row("content verify, best / hashlib limit", 2, 5, "×", "", ratio("content verify", "hashlib limit")),
+    Row("content verify, pure / chapter verify", 6, 8, "×", "", ratio("content verify, pure", "chapter verify")),
+    Row("content verify, best / chapter verify", 25, 50, "×", "", ratio("content verify", "chapter verify")),
+    Row("index verify", 60_000, 100_000, "/s", "", value("index verify")),
+    Row("index rebuild", 60_000, 100_000, "/s", "", value("index rebuild")),
+    *(Row(f"chapter's scan / page of 100, {fields}, {first} first", 5000, 15_000, "×", "",
+          scans(f"page of 100, {fields}, {first} first, ms"))
+      for fields in ("one field", "two fields") for first in ("newest", "oldest")),
+    Row("full report", 2, 0.5, "s", "", value("full report, s"), less=True),
+    Row("inclusion proof, p50", 1, 0.2, "ms", "", value("inclusion proof, p50, ms"), less=True),
+    Row("open after a clean stop, and first append", 50, 10, "ms", DURABLE, value("open and first append, ms"), less=True),
+]  # fmt: skip
+
+
+def table(rows: list[Row], seen: dict[str, list[float]]) -> list[str]:
+    """One line a target: median (min – max), must, aim, verdict, durability."""
+    found = []
+    for row in rows:
+        values = list(row.of(seen))
+        three = statistics.median(values), min(values), max(values)
+        found.append(line(row.what, *three, row.must, row.aim, row.unit, row.less, row.mode))
+    return found
+
+
+def line(
+    what: str, median: float, low: float, high: float, must: float, aim: float, unit: str, less: bool, mode: str
+) -> str:  # fmt: skip
+    """One target."""
+    def reached(target: float) -> bool:
+        return median <= target if less else median >= target
+
+    verdict = "aim reached" if reached(aim) else "must reached" if reached(must) else "NOT REACHED"
+    numbers = f"{number(median)} {unit} ({number(low)} – {number(high)})"
+    sign = "≤" if less else "≥"
+    return f"{what:<58} {numbers:>36}   {sign} {number(must):>7} {number(aim):>8}   {verdict:<12} {mode}".rstrip()
+
+
+def number(value_: float) -> str:
+    """Three figures that mean something."""
+    if value_ >= 1000:
+        return f"{value_:,.0f}"
+    return f"{value_:.1f}" if value_ >= 100 else f"{value_:.2f}" if value_ >= 1 else f"{value_:.3f}"
+
+
+def rates(seen: dict[str, list[float]]) -> list[str]:
+    """What the ratios are made of."""
+    return [f"  {name:<52} {number(statistics.median(v)):>12}   ({number(min(v))} – {number(max(v))})" for name, v in seen.items()]
+
+
+def resources(found: dict[str, Any]) -> list[str]:
+    """Disk and memory of the large log."""
+    beyond = found["bytes"]["tree"] + found["bytes"]["index"]
+    lines = [line("disk beyond the entries' bytes (tree and index)", beyond, beyond, beyond, 200, 120, "B/entry", True, "")]
+    for what, mb in found["rss_mb"].items():
+        lines.append(line(f"peak memory of {what}", mb, mb, mb, 80, 80, "MB", True, ""))
+    return lines
