@@ -107,8 +107,9 @@ def _head() -> str:
 def _machine() -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("msgspec", "cryptography"))
     model = next((line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    openssl = " ".join(ssl.OPENSSL_VERSION.split()[:2])
     return (f"{model}, {os.cpu_count()} CPUs, {file_system(Path())}, {platform.system()} {platform.release()}, "
-            f"Python {platform.python_version()}, {versions}, SQLite {sqlite3.sqlite_version}, {ssl.OPENSSL_VERSION[:14]}")  # fmt: skip
+            f"Python {platform.python_version()}, {versions}, SQLite {sqlite3.sqlite_version}, {openssl}")  # fmt: skip
 
 
 def _cpuinfo() -> list[str]:

@@ -57,6 +57,7 @@ class Handle:
         if os.access(self.folder, os.W_OK):
             with contextlib.suppress(AuditError, OSError):  # a head that a failure left half-written; the next append heals it
                 self.view.fill(wait_s=0.0)
+        self.view.close()
         if unheard is not None:
             raise unheard
 

@@ -214,7 +214,7 @@ class AuditLogger:
         start, stop, left = 0 if after is None else after + 1, before, limit
         if left == 0:
             return
-        sources = [view.answers(question, size, start=start, stop=stop, newest_first=newest_first)]
+        sources = [view.answers(question, size, start=start, stop=stop, newest_first=newest_first, expect=left)]
         if archives is not None:
             from .retention.archive import read_archives
 

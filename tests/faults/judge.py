@@ -88,6 +88,6 @@ def _open_payloads(folder: Path, memory: Memory, acknowledged: set[str], archive
         return
     with AuditLogger(folder, memory=memory, create=False) as log:
         for stored in wanted:
-            entry = ent.entry_of(stored.fields, stored.index, "")
+            entry = ent.AuditEntry(index=stored.index, checksum="", **{n: getattr(stored.fields, n) for n in ent.FIELD_NAMES})
             for name, ref in stored.fields.payloads.items():
                 assert len(log._open_payload(entry, name)) == ref.size

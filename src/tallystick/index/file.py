@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Index:
     def __init__(self, path: Path, disk: Disk = DISK) -> None:
         self.path = path
         self._disk = disk
+        self._idle: list[tuple[tuple[int, int], sqlite3.Connection, int]] = []  # at most one; list operations are atomic
 
     @contextlib.contextmanager
     def filling(self) -> Iterator[sqlite3.Connection | None]:
@@ -76,16 +78,68 @@ class Index:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A read-only connection to an index of this schema; ``sqlite3.Error`` otherwise."""
-        if not self.path.is_file():
-            raise sqlite3.OperationalError(f"{self.path} is not there")
+        """A read-only connection to an index of this schema; ``sqlite3.Error`` otherwise. One is kept for the next."""
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            raise sqlite3.OperationalError(f"{self.path} is not there") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise sqlite3.OperationalError(f"{self.path} is no file")
+        place = (status.st_dev, status.st_ino)
+        connection = self._kept(place) or self._checked()
+        try:
+            yield connection
+        except sqlite3.Error:
+            connection.close()
+            raise
+        except BaseException:
+            self._keep(connection, place)
+            raise
+        self._keep(connection, place)
+
+    def _checked(self) -> sqlite3.Connection:
         connection = connect(self.path, "ro")
         try:
             if schema_of(connection) != list(SCHEMA):
                 raise sqlite3.DatabaseError("the schema is not the one this version makes")
-            yield connection
-        finally:
+        except BaseException:
             connection.close()
+            raise
+        return connection
+
+    def _kept(self, place: tuple[int, int]) -> sqlite3.Connection | None:
+        """The kept connection if it is to the file that lies there now, with the schema that it had."""
+        try:
+            known, connection, version = self._idle.pop()
+        except IndexError:
+            return None
+        with contextlib.suppress(sqlite3.Error):
+            if known == place and connection.execute("PRAGMA schema_version").fetchone()[0] == version:
+                return connection
+        connection.close()
+        return None
+
+    def _keep(self, connection: sqlite3.Connection, place: tuple[int, int]) -> None:
+        if self._idle:
+            connection.close()
+            return
+        try:
+            self._idle.append((place, connection, connection.execute("PRAGMA schema_version").fetchone()[0]))
+        except sqlite3.Error:
+            connection.close()
+
+    def close(self) -> None:
+        """Close what is kept."""
+        while self._idle:
+            self._idle.pop()[1].close()
+
+    def after_fork(self) -> None:
+        """In the child: a connection of the parent is neither used nor closed (sqlite.org/howtocorrupt.html §2.6)."""
+        _of_parents.extend(self._idle)
+        self._idle = []
+
+
+_of_parents: list[object] = []
 
 
 def schema_of(connection: sqlite3.Connection) -> list[str]:

@@ -56,7 +56,7 @@ class Stored(NamedTuple):
 
     def entry(self) -> AuditEntry:
         """Decoded, strictly."""
-        return ent.entry_of(ent.decode(self.line), self.hit.index, leaf_hash(self.line).hex())
+        return ent.decode_entry(self.line, self.hit.index, leaf_hash(self.line).hex())
 
 
 class LogView:
@@ -138,6 +138,13 @@ class LogView:
     def after_fork(self) -> None:
         """In the child: the lock may be held by a thread that is not there."""
         self._lock = threading.RLock()
+        for index in self._indexes:
+            index.after_fork()
+
+    def close(self) -> None:
+        """Release what is kept open between questions."""
+        for index in self._indexes:
+            index.close()
 
     def note_lines(self, start: int, count: int, own: Iterable[tuple[int, bytes]]) -> None:
         """The writer tells what it just appended, or took in, at ``start``: ``count`` lines, and those among them, with their index,
@@ -217,9 +224,11 @@ class LogView:
     # -- entries -----------------------------------------------------------------------------------------------------
 
     def answers(
-        self, question: Question, size: int, *, start: int = 0, stop: int | None = None, newest_first: bool = False
-    ) -> Iterator[Stored]:
-        """Lines in [start, stop) that may answer, oldest (or newest) first. Callers decide with ``question.matches``.
+        self, question: Question, size: int, *, start: int = 0, stop: int | None = None, newest_first: bool = False,
+        expect: int | None = None,
+    ) -> Iterator[Stored]:  # fmt: skip
+        """Lines in [start, stop) that may answer, oldest (or newest) first. Callers decide with ``question.matches``, and say how
+        many they ``expect`` to want.
 
         An index that contradicts the lines is left aside for this answer; ``verify`` will name it.
         """
@@ -232,7 +241,7 @@ class LogView:
             if newest_first:
                 yield from self._scan_back(segments, *rest)
             if connection is not None and start < min(stop, reach):
-                yield from self._indexed(connection, question, start, min(stop, reach), newest_first, segments)
+                yield from self._indexed(connection, question, (start, min(stop, reach)), newest_first, segments, expect)
             if not newest_first:
                 yield from self._scan(segments, *rest)
 
@@ -245,11 +254,12 @@ class LogView:
         return None, 0
 
     def _indexed(
-        self, connection: sqlite3.Connection, question: Question, start: int, stop: int, newest_first: bool,
-        segments: list[Segment],
+        self, connection: sqlite3.Connection, question: Question, span: tuple[int, int], newest_first: bool,
+        segments: list[Segment], expect: int | None,
     ) -> Iterator[Stored]:  # fmt: skip
         """Through the index; where it cannot be read any further the lines are."""
-        found, size = idx.search(connection, question, start, stop, newest_first=newest_first), _PAGE_MIN
+        start, stop = span
+        found, size = idx.search(connection, question, start, stop, newest_first=newest_first), min(expect or _PAGE_MIN, _PAGE_MAX)
         try:
             while hits := list(itertools.islice(found, size)):
                 for hit, line in zip(hits, list(self.store.lines(hit[1:] for hit in hits)), strict=True):
