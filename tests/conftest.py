@@ -14,7 +14,7 @@ import pytest
 import tallystick
 
 LEGS = {
-    "core": "formats, property tests", "faults": "faults, power loss, kill -9", "writers": "many writers",
+    "core": "formats, property tests", "faults": "faults, power loss, kill -9", "writers": "many writers", "bench": "benchmark harness",
     "attacks": "altered and hostile files", "foreign": "Go x/mod", "cli": "command line", "capture": "audited, redactor",
     "reports": "reports", "retention": "archive", "demo": "demo, real model", "docs": "documents", "store": "store contract",
 }  # fmt: skip

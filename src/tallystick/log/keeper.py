@@ -1,5 +1,5 @@
-"""The keeper: a thread that makes head, tree and mark durable and fills the index, at most a second after they were written
-(STORAGE rule 10). Off the acknowledged path: what it does can be computed again from the lines."""
+"""The keeper: a thread that makes head, tree and mark durable at most a second after they were written (STORAGE rule 10), and fills
+the index when writing pauses, or every two seconds. Off the acknowledged path: what it does can be computed again from the lines."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .view import LogView
 from .writer import Writer
 
 PERIOD_S = 0.5
+FILL_EVERY = 4  # rounds of those who write on: an index that lags costs readers a few lines, filling it costs writers syncs
 
 
 class Keeper:
@@ -49,15 +50,25 @@ class Keeper:
         self._thread, self._running, self._starting = None, False, threading.Lock()
 
     def _run(self, stop: threading.Event) -> None:
+        unfilled = 0  # rounds
         while not stop.is_set():
-            self._writer.written.wait()
+            if not self._writer.written.wait(PERIOD_S if unfilled else None):
+                unfilled = self._fill()  # nobody writes any more
+                continue
             if stop.wait(PERIOD_S):
                 return
             self._writer.written.clear()
-            self.tend()
+            self._writer.make_durable()
+            unfilled += 1
+            if unfilled >= FILL_EVERY:
+                unfilled = self._fill()
 
     def tend(self) -> None:
-        """One round. A failed sync is never tried again by this handle; the next append says so."""
+        """One round with everything. A failed sync is never tried again by this handle; the next append says so."""
         self._writer.make_durable()
+        self._fill()
+
+    def _fill(self) -> int:
         with contextlib.suppress(AuditError, OSError):
             self._view.fill()
+        return 0

@@ -1,0 +1,66 @@
+"""The benchmark runs and fills every row of its table. No figure is judged here: timing claims belong in ``bench``."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bench.disk import Refused, slowed_environment
+
+from bench import report
+
+ROOT = Path(__file__).parents[2]
+
+
+def child(tmp_path, *arguments, environment=None):
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+                          env={**(environment or {}), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_every_row_of_the_writes(tmp_path):
+    found = child(tmp_path, "bench.writes", "1", "0.05", "as-is")
+    lines = report.table(report.AS_IS, found["seen"])
+    assert len(lines) == len(report.AS_IS)
+    assert all("reached" in line.lower() for line in lines)
+    assert found["fdatasync_p50_us"] > 0
+
+
+def test_every_row_of_the_slowed_writes_and_the_slowing_is_checked(tmp_path):
+    if not shutil.which("cc"):
+        with pytest.raises(Refused, match="compiler"):
+            slowed_environment(tmp_path)
+        return
+    environment = slowed_environment(tmp_path)
+    found = child(tmp_path, "bench.writes", "1", "0.05", "slowed", environment=environment)
+    assert len(report.table(report.SLOWED, found["seen"])) == len(report.SLOWED)
+    assert found["fdatasync_p50_us"] >= 2000
+    # what the library cannot slow ends the process
+    code = "import os; os.open('x', os.O_CREAT | os.O_WRONLY | os.O_DSYNC, 0o600)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 97
+    assert "O_DSYNC" in done.stderr
+
+
+def test_a_run_that_is_not_slowed_is_refused(tmp_path):
+    with pytest.raises(AssertionError, match="is not slowed"):
+        child(tmp_path, "bench.writes", "1", "0.05", "slowed")
+
+
+def test_every_row_of_the_reads(tmp_path):
+    found = child(tmp_path, "bench.reads", "1", "6000", str(tmp_path))
+    assert len(report.table(report.READS, found["seen"])) == len(report.READS)
+    assert len(report.resources(found)) == 4
+    large = child(tmp_path, "bench.reads", "large", str(tmp_path), "2000", "4000")
+    assert len(large) == 8
+
+
+def test_figures_are_judged_by_their_median():
+    assert "aim reached" in report.line("x", 10, 1, 20, 4, 7, "×", False, "")
+    assert "must reached" in report.line("x", 5, 1, 20, 4, 7, "×", False, "")
+    assert "NOT REACHED" in report.line("x", 3.9, 1, 20, 4, 7, "×", False, "")
+    assert "NOT REACHED" in report.line("x", 3.9, 1, 20, 2, 1, "s", True, "")
+    assert "aim reached" in report.line("x", 0.9, 1, 20, 2, 1, "s", True, "")
