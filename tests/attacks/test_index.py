@@ -323,6 +323,35 @@ def test_another_schema(case: Case, statement: str) -> None:
     case.check(0)
 
 
+EARLIER = (
+    'CREATE TABLE entries (idx INTEGER PRIMARY KEY, event_id TEXT NOT NULL, timestamp INTEGER NOT NULL, recorded_at INTEGER NOT NULL, event_type TEXT NOT NULL, actor TEXT NOT NULL, actor_type TEXT NOT NULL, resource TEXT NOT NULL, action TEXT NOT NULL, outcome TEXT NOT NULL, session_id TEXT, ip_address TEXT, service TEXT, on_behalf_of TEXT, parent_id TEXT, correlation_id TEXT, trace_id TEXT, reason TEXT, corrects TEXT, subject TEXT, segment INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL) STRICT',
+    'CREATE INDEX by_event_id ON entries (event_id)',
+    'CREATE INDEX by_timestamp ON entries (timestamp)',
+    'CREATE INDEX by_event_type ON entries (event_type)',
+    'CREATE INDEX by_actor ON entries (actor)',
+    'CREATE INDEX by_resource ON entries (resource)',
+    "CREATE INDEX by_outcome ON entries (outcome) WHERE outcome <> 'success'",
+    'CREATE INDEX by_session_id ON entries (session_id) WHERE session_id IS NOT NULL',
+    'CREATE INDEX by_parent_id ON entries (parent_id) WHERE parent_id IS NOT NULL',
+    'CREATE INDEX by_correlation_id ON entries (correlation_id) WHERE correlation_id IS NOT NULL',
+    'CREATE INDEX by_subject ON entries (subject) WHERE subject IS NOT NULL',
+)
+
+
+def test_an_index_of_an_earlier_version_is_no_finding_and_comes_back(case: Case) -> None:
+    (case.folder / "index.db").unlink()
+    with editing(case) as connection:
+        for statement in EARLIER:
+            connection.execute(statement)
+    assert any("earlier version" in text for text in case.check(0).not_proven)
+    with AuditLogger(case.folder, memory=case.memory) as log:
+        assert len(log.query(limit=None)) == 48
+    assert not any("earlier version" in text for text in case.check(0).not_proven)
+    with editing(case) as connection:  # one column more is somebody else's
+        connection.execute("DROP TABLE ids")
+    case.check(6, ("index_mismatch", None))
+
+
 def test_a_view_that_never_ends(case: Case) -> None:
     """``blocks`` is a recursive view: it is never asked."""
     (case.folder / "index.db").unlink()

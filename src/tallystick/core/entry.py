@@ -104,7 +104,7 @@ class Fields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 class EventFields(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """The part of a line that callers give, in the same order: ``Fields`` without what the log adds and without payloads.
 
-    ``EventDrafter`` encodes these. The types are looser than the rules: an empty ``outcome`` stands for ``success``.
+    ``EventDrafter`` encodes these, and judges what the types leave open.
     """
 
     event_type: str
@@ -112,7 +112,7 @@ class EventFields(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     actor_type: str
     resource: str
     action: str
-    outcome: str = ""
+    outcome: str | msgspec.UnsetType = msgspec.UNSET
     details: Any = None
     session_id: str | None = None
     ip_address: str | None = None
@@ -237,7 +237,7 @@ class EventDrafter:
                 except EntryRefused:
                     return None
         if outcome not in _OUTCOMES:
-            if outcome != "":
+            if outcome is not msgspec.UNSET:
                 return None
             given.outcome = "success"
         if (

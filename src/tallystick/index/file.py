@@ -8,6 +8,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from ..disk import DISK, Disk, close_quietly, file_mode
@@ -20,6 +21,10 @@ SCHEMA = (
     "PRIMARY KEY (chunk, field, term)) STRICT, WITHOUT ROWID",
     "CREATE TABLE ids (id INTEGER NOT NULL, idx INTEGER NOT NULL, PRIMARY KEY (id, idx)) STRICT, WITHOUT ROWID",
 )
+
+
+# SHA-256 of the statements, one a line, of schemas that earlier versions made: an index of those is not altered, only of no use
+EARLIER = frozenset({"6f692a9136c0d7bb78c6218a65667593e76c60906ea1e1f1f0b09af06fbab57e"})  # rows and ten indexes
 
 
 class Index:
@@ -100,7 +105,10 @@ class Index:
     def _checked(self) -> sqlite3.Connection:
         connection = connect(self.path, "ro")
         try:
-            if schema_of(connection) != list(SCHEMA):
+            found = schema_of(connection)
+            if sha256("\n".join(found).encode("utf-8", "surrogatepass")).hexdigest() in EARLIER:
+                raise sqlite3.OperationalError("made by an earlier version; whoever may write makes it anew")
+            if found != list(SCHEMA):
                 raise sqlite3.DatabaseError("the schema is not the one this version makes")
         except BaseException:
             connection.close()
@@ -148,4 +156,4 @@ def schema_of(connection: sqlite3.Connection) -> list[str]:
         rows = connection.execute("SELECT sql FROM sqlite_master ORDER BY rowid").fetchall()
     except UnicodeDecodeError:
         raise sqlite3.DatabaseError("the schema is no text") from None
-    return [row[0] for row in rows]
+    return [str(row[0]) for row in rows]
