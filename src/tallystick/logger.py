@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .capture.audited import build as build_audited
+from .capture.context import current_context
+from .capture.outcome import Use, outcome_event
 from .clock import CLOCK, zone
 from .core.entry import AuditEntry, AuditEventType
 from .core.errors import AuditError, StoreError
@@ -102,6 +104,30 @@ class AuditLogger:
         """Wait until everything submitted to this log by this process is acknowledged. ``StoreError`` if something was not recorded
         and no ``wait()`` said so, ``TimeoutError`` after ``timeout_s`` seconds."""
         self._handle.writer.queue.flush(timeout_s)
+
+    def outcome(
+        self, answer: object, status: str, *, ref: str | None = None, by: str | None = None, kind: str = "code",
+        reason: str | None = None, evidence: str = "explicit", details: Mapping[str, Any] | None = None,
+    ) -> str:  # fmt: skip
+        """Record what became of an answer: ``used``, ``used_modified``, ``rejected``, ``failed_validation``, ``failed_downstream``,
+        ``superseded`` or ``expired``. Returns the id of the new entry.
+
+        ``answer``: the event id of a call (request or answer), or whatever bears one. ``ref``: where it went (``erp:4711``).
+        ``by`` and ``kind`` (``human``, ``code``, ``model``): who says so, else the audit context, else the service. The newest
+        outcome counts, all stay. One of a call that is not on record is kept and marked as an orphan. ``ValueError`` for an unknown
+        status or kind.
+        """
+        event = outcome_event(self, answer, status, ref=ref, by=by, kind=kind, reason=reason, evidence=evidence, details=details)
+        if by is None:
+            context = current_context()
+            event |= {"actor": context.get("actor") or self.service or "unknown",
+                      "actor_type": context.get("actor_type", "user" if "actor" in context else "service")}  # fmt: skip
+        return self.log(**event)
+
+    def use(self, answer: object, *, ref: str | None = None) -> Use:
+        """``with log.use(answer, ref="erp:4711") as r: …`` records ``used`` when the block ends, if ``ref`` was given here or by
+        ``r.used(ref=…)``, and ``failed_downstream`` when it raises. Where neither was said it warns, with the line of code."""
+        return Use(self.outcome, answer, ref)
 
     async def alog(self, *args: Any, **keywords: Any) -> str:
         """``log`` for coroutines: waits without blocking the loop; tasks that wait together are synced together."""
