@@ -546,3 +546,37 @@ def test_demo_hands_over_and_keeps_its_exit_code(tally, monkeypatch):
     assert (ran.code, ran.out) == (3, "told\n")
     assert called == {"folder": Path("there").absolute(), "yes": True, "host": "http://127.0.0.1:1"}
     assert tally("demo", "a", "b").code == 2
+
+
+def test_ai_and_outcome(tally):
+    from tallystick import AuditLogger
+
+    tally("init")
+    assert "no calls to models" in tally("ai").out
+    with AuditLogger("audit_log") as log:
+        call = log.log("ai_request", "bot", "agent", "llama3.2", "ask model", details={"prompt_chars": 1234})
+        log.log("ai_response", "bot", "agent", "llama3.2", "answer", parent_id=call,
+                details={"model": "llama3.2", "response_chars": 56, "latency_us": 1_500_000})  # fmt: skip
+    shown = tally("ai").out
+    assert "1,234" in shown
+    assert "1.50 s" in shown
+    assert "1 unknown" in shown
+    assert "nobody said" in shown
+    made = tally("outcome", "#2", "used", "--ref", "erp:4711", "--json").json
+    assert made["details"]["call"] == call
+    assert made["details"]["ref"] == "erp:4711"
+    assert "unknown" not in tally("ai").out
+    assert "what became of the answer" in tally("ai", "--unresolved").out
+    found = tally("ai", "--json").json
+    assert [(c["event_id"], c["used"]) for c in found["calls"]] == [(call, "used")]
+    assert tally("outcome", call, "rejected", "--by", "anna", "--reason", "wrong").code == 0
+    assert "rejected" in tally("ai").out
+    report = tally("report", "ai_usage", "--json").json
+    assert report["all"]["answers"] == {"rejected": 1}
+    assert "llama3.2" in tally("report", "ai_usage").out
+    for wrong in (["outcome"], ["outcome", call], ["outcome", call, "fine"], ["outcome", "#99", "used"], ["outcome", "a", "b", "c", "d"]):
+        assert tally(*wrong).code == 2, wrong
+    orphan = tally("outcome", "evt_" + "0" * 32, "used")
+    assert orphan.code == 0
+    assert "orphan" in orphan.err
+    assert tally("verify").code == 0

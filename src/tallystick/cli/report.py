@@ -28,7 +28,7 @@ from .common import (
 if TYPE_CHECKING:
     from ..logger import AuditLogger
 
-KINDS = ("full", "security", "data_access")
+KINDS = ("full", "security", "data_access", "ai_usage")
 ROWS_MAX = 50
 _PERIOD = re.compile(r"[0-9]{4}-[0-9]{2}(-[0-9]{2})?", re.ASCII)
 
@@ -42,7 +42,7 @@ Example:
   tally report security audit_log --since 30d --verify
   tally report data_access --period 2026-11 --at 18267 --json""",
 )
-@click.argument("args", nargs=-1, metavar="full|security|data_access [LOG] [PERIOD]")
+@click.argument("args", nargs=-1, metavar="full|security|data_access|ai_usage [LOG] [PERIOD]")
 @period_options
 @click.option("--at", type=click.IntRange(1), metavar="SIZE", help="Made from the log as it was at that size: the same answer again.")
 @click.option("--verify", is_flag=True, help="Verify the whole log first.")
@@ -102,7 +102,8 @@ def _arguments(args: tuple[str, ...]) -> tuple[str, str | None, str | None]:
 def _show(log: AuditLogger, path: Path, report: dict[str, Any], asked: Period) -> None:
     screen = Screen()
     kind = report["report_type"]
-    title = {"full": "RECORD OF ACTIVITY", "security": "SECURITY EVENTS", "data_access": "DATA ACCESS"}[kind]
+    title = {"full": "RECORD OF ACTIVITY", "security": "SECURITY EVENTS", "data_access": "DATA ACCESS",
+             "ai_usage": "USE OF MODELS"}[kind]  # fmt: skip
     screen.line(f"{title}   what was recorded; no opinion on compliance", "bold")
     basis = report["checkpoint"]
     screen.pairs([
@@ -115,7 +116,7 @@ def _show(log: AuditLogger, path: Path, report: dict[str, Any], asked: Period) -
     if gone:
         screen.line(f"NOT COUNTED: {range_text(*gone)}, archived; what of the period lies there is not in this report", "yellow")
     screen.blank()
-    {"full": _full, "security": _security, "data_access": _data_access}[kind](screen, log, report)
+    {"full": _full, "security": _security, "data_access": _data_access, "ai_usage": _ai_usage}[kind](screen, log, report)
     screen.blank()
     _integrity(screen, log, report["integrity_check"], path)
 
@@ -190,3 +191,22 @@ def _data_access(screen: Screen, log: AuditLogger, report: dict[str, Any]) -> No
             screen.line(f"  {value}")
         if len(values) > ROWS_MAX:
             screen.line(f"  … {len(values) - ROWS_MAX:,} more: --json")
+
+
+def _ai_usage(screen: Screen, log: AuditLogger, report: dict[str, Any]) -> None:
+    del log
+    screen.line(f"{plural(report['total_calls'], 'call')} to models in the period")
+    rows = []
+    for name, said in [*report["by_model"].items(), ("all", report["all"])]:
+        took, answers = said["latency_us"], said["answers"]
+        used = sum(answers.get(status, 0) for status in ("used", "used_modified"))
+        rows.append([name, f"{said['calls']:,}", f"{said['failed']:,}", f"{said['without_end']:,}",
+                     *(f"{took[p] / 1e6:,.2f}" if took else "-" for p in ("p50", "p95")),
+                     f"{used:,}", f"{answers.get('rejected', 0):,}",
+                     f"{answers.get('failed_validation', 0) + answers.get('failed_downstream', 0):,}",
+                     f"{answers.get('unknown', 0):,}"])  # fmt: skip
+    screen.blank()
+    screen.table(["model", "calls", "failed", "no end", "p50 s", "p95 s", "used", "rejected", "no use", "unknown"],
+                 rows, right=[1, 2, 3, 4, 5, 6, 7, 8, 9], cut=[0])  # fmt: skip
+    if report["all"]["left_the_machine"]:
+        screen.line(f"{plural(report['all']['left_the_machine'], 'call')} left the machine", "yellow")

@@ -1,4 +1,4 @@
-"""The chapter's three reports, over **all** events of a period, each made from one named checkpoint.
+"""The three reports of the chapter and one on the use of models, over **all** events of a period, each made from one checkpoint.
 
 They count what is recorded and give no opinion. Events of the period are those whose ``timestamp`` lies in it, both ends
 inclusive; what the log says about itself is counted apart.
@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 from ..core.entry import AuditEntry
 from ..core.times import format_time
+from .ai import calls, usage
 
-KINDS = ("full", "security", "data_access")
+KINDS = ("full", "security", "data_access", "ai_usage")
 _AUTH_WORDS = frozenset({"auth", "authenticate", "authentication", "authenticated", "login", "logon", "signin", "mfa"})
 _WORDS = re.compile(r"[a-z0-9]+")
 _LISTED_MAX = 10_000
@@ -45,10 +46,10 @@ class ComplianceReporter:
         self, start_date: Any = None, end_date: Any = None, report_type: str = "full", *, at: int | None = None,
         verify: bool = False, recount: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
-        """``full``, ``security`` or ``data_access`` as a dict. ``at`` fixes the tree size it is made from, so that the same
-        call gives the same answer later; ``verify`` verifies the whole log first. ``full`` takes the counts of whole blocks from the
-        index, which ``verify`` derives again, and says so in ``counted_from``; ``recount`` counts everything from the stored lines.
-        The other two always read the lines. ``ValueError`` for an unknown type."""
+        """``full``, ``security``, ``data_access`` or ``ai_usage`` as a dict. ``at`` fixes the tree size it is made from, so that the
+        same call gives the same answer later; ``verify`` verifies the whole log first. ``full`` takes the counts of whole blocks
+        from the index, which ``verify`` derives again, and says so in ``counted_from``; ``recount`` counts everything from the
+        stored lines. The others always read the lines. ``ValueError`` for an unknown type."""
         if report_type not in KINDS:
             raise ValueError(f"unknown report type {report_type!r}; known are {', '.join(KINDS)}")
         basis = self._log.report_basis(at=at, verify=verify)
@@ -62,6 +63,8 @@ class ComplianceReporter:
             raise ValueError("the period ends before it begins")
         if report_type == "full":
             body = self._log.counts(start_date, end_date, before=size, recount=recount)
+        elif report_type == "ai_usage":
+            body = usage(calls(self._log, start_date, end_date, before=size))
         else:
             entries = self._log.entries(None, start_date, end_date, before=size)
             body = {"security": _security, "data_access": _data_access}[report_type](entries)

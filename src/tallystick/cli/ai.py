@@ -1,0 +1,73 @@
+"""``tally ai``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .common import Screen, find_log, local, open_log, parse_period, period_options, plural, print_json
+
+ROWS_MAX = 100
+
+
+@click.command(
+    name="ai",
+    epilog="""\b
+Example:
+  tally ai --on yesterday
+  tally ai audit_log --unresolved --until 1d""",
+)
+@click.argument("log_path", required=False, metavar="[LOG]")
+@period_options
+@click.option("--unresolved", is_flag=True, help="Only calls of which nobody said what became of the answer.")
+@click.option("--limit", type=click.IntRange(1), default=ROWS_MAX, show_default=True, help="At most so many, the newest.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def command(
+    log_path: str | None, on: str | None, since: str | None, until: str | None, period: str | None, unresolved: bool, limit: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Calls to models: which model, how long the prompt and the answer were, how long it took, and what became of the answer."""
+    from ..reports.ai import calls, usage
+
+    with open_log(find_log(log_path)) as log:
+        asked = parse_period(log.zone, on, since, until, period)
+        rows = calls(log, asked.start, asked.end)
+        summary = usage(rows)["all"]
+        shown = [row for row in rows if row["used"] is None] if unresolved else rows
+        if as_json:
+            print_json({"calls": shown[-limit:], "summary": summary, "not_shown": max(0, len(shown) - limit)})
+            return
+        _show(log, shown, limit, summary)
+
+
+def _show(log: Any, rows: list[dict[str, Any]], limit: int, summary: dict[str, Any]) -> None:
+    from ..core.times import parse_time
+
+    screen = Screen()
+    if not rows:
+        screen.line("no calls to models are on record in this period" if not summary["calls"] else "of every call it is on record "
+                    "what became of the answer")  # fmt: skip
+        return
+    screen.table(
+        ["time", "model", "prompt", "answer", "took", "result", "used", "#"],
+        [[f"{local(parse_time(r['timestamp']), log.zone):%Y-%m-%d %H:%M:%S}", r["model"], _number(r["prompt_chars"]),
+          _number(r["response_chars"]), _took(r["latency_us"]), r["outcome"] or "no end", r["used"] or "unknown", f"{r['index']:,}"]
+         for r in rows[-limit:]], right=[2, 3, 4, 7], cut=[1],
+    )  # fmt: skip
+    if len(rows) > limit:
+        screen.line(f"… {len(rows) - limit:,} older: --limit, --json")
+    screen.blank()
+    answers = ", ".join(f"{count:,} {status}" for status, count in summary["answers"].items())
+    ends = f"{summary['failed']:,} failed, {summary['without_end']:,} without an end"
+    screen.line(f"{plural(summary['calls'], 'call')}: {answers}; {ends}")
+    if set(summary["answers"]) == {"unknown"}:
+        screen.line("nobody said what became of the answers; say it with log.use(answer, ref=…), log.outcome(id, …) or tally outcome")
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _took(us: int | None) -> str:
+    return "-" if us is None else f"{us / 1e6:,.2f} s" if us >= 100_000 else f"{us / 1000:,.1f} ms"

@@ -1,0 +1,133 @@
+"""Calls to models as rows, and what became of their answers: the list of ``tally ai`` and the ``ai_usage`` report.
+
+One call is an ``ai_request`` with the ``ai_response`` (or ``system_error``) whose ``parent_id`` it is; an ``ai_response`` without a
+request on record is a call too. The newest ``ai.outcome`` of a call says what became of the answer; without one it is unknown, which
+is not "not used". What is not recorded is absent, never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from ..core.entry import AuditEntry
+
+_TYPES = ("ai_request", "ai_response", "system_error", "ai.outcome")
+USED = ("used", "used_modified")
+
+
+class Source(Protocol):
+    """What is needed of a logger."""
+
+    def entries(self, *args: Any, **keywords: Any) -> Iterable[AuditEntry]:
+        """Matching entries."""
+
+
+def calls(log: Source, start: Any = None, end: Any = None, *, before: int | None = None) -> list[dict[str, Any]]:
+    """The calls that began in the period, oldest first, below index ``before``; outcomes count whenever they were recorded.
+
+    Keys: ``event_id`` of the call, ``timestamp``, ``model``, ``prompt_chars``, ``response_chars``, ``latency_us``, ``outcome``
+    (``None`` while no end is on record), ``used`` (the status of the newest outcome or None), ``ref``, ``index``, ``actor``, and what
+    else the report needs: ``model_requested``, ``end``, ``input_tokens``, ``output_tokens``, ``ttft_us``, ``remote``.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    of_answer: dict[str, str] = {}
+    for entry in log.entries({"event_type": list(_TYPES)}, start, None, before=before):
+        if entry.event_type == "ai.outcome":
+            call = entry.details.get("call", entry.parent_id)
+            row = found.get(str(call)) or found.get(of_answer.get(str(entry.parent_id), ""))
+            if row is not None:
+                status = entry.details.get("status")
+                row["used"] = status if isinstance(status, str) else None
+                row["ref"] = entry.details.get("ref")
+        elif entry.event_type == "ai_request":
+            found[entry.event_id] = _row(entry)
+        elif entry.parent_id in found:
+            _finish(found[entry.parent_id], entry)
+            of_answer[entry.event_id] = entry.parent_id
+        elif entry.event_type == "ai_response":
+            found[entry.event_id] = _row(entry)
+            _finish(found[entry.event_id], entry)
+    rows = list(found.values())
+    if end is None:
+        return rows
+    last = {entry.event_id for entry in log.entries({"event_type": ["ai_request", "ai_response"]}, start, end, before=before)}
+    return [row for row in rows if row["event_id"] in last]
+
+
+def _row(entry: AuditEntry) -> dict[str, Any]:
+    said = entry.details
+    model = _text(said.get("model")) or _text(said.get("model_requested")) or entry.resource
+    return {
+        "event_id": entry.event_id, "timestamp": entry.timestamp, "model": model,
+        "prompt_chars": _count(said.get("prompt_chars")), "response_chars": None, "latency_us": None, "outcome": None,
+        "used": None, "ref": None, "index": entry.index, "actor": entry.actor,
+        "model_requested": _text(said.get("model_requested")), "end": None, "input_tokens": None, "output_tokens": None,
+        "ttft_us": None, "remote": None,
+    }  # fmt: skip
+
+
+def _finish(row: dict[str, Any], entry: AuditEntry) -> None:
+    said = entry.details
+    row["outcome"] = entry.outcome
+    row["model"] = _text(said.get("model")) or row["model"]
+    row["end"], row["remote"] = _text(said.get("end")), _text(said.get("remote_host"))
+    for name in ("prompt_chars", "response_chars", "latency_us", "input_tokens", "output_tokens", "ttft_us"):
+        value = _count(said.get(name))
+        if value is not None:
+            row[name] = value
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def usage(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The ``ai_usage`` report: per model and in all, counts, lengths, latencies and what became of the answers."""
+    models: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        models.setdefault(row["model"], []).append(row)
+    return {"total_calls": len(rows), "all": _of(rows), "by_model": {name: _of(models[name]) for name in sorted(models)}}
+
+
+def _of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    ended = [row for row in rows if row["outcome"] is not None]
+    statuses: dict[str, int] = {}
+    for row in rows:
+        statuses[row["used"] or "unknown"] = statuses.get(row["used"] or "unknown", 0) + 1
+    return {
+        "calls": len(rows), "without_end": len(rows) - len(ended), "failed": sum(row["outcome"] == "failure" for row in rows),
+        "by_end": _counted(row["end"] for row in ended), "other_model_answered": sum(
+            row["model_requested"] is not None and row["model"] != row["model_requested"] for row in ended),
+        "left_the_machine": sum(row["remote"] is not None for row in rows),
+        "prompt_chars": _sum(rows, "prompt_chars"), "response_chars": _sum(rows, "response_chars"),
+        "input_tokens": _sum(rows, "input_tokens"), "output_tokens": _sum(rows, "output_tokens"),
+        "latency_us": _percentiles(rows, "latency_us"), "ttft_us": _percentiles(rows, "ttft_us"),
+        "answers": dict(sorted(statuses.items())),
+    }  # fmt: skip
+
+
+def _counted(values: Iterable[str | None]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for value in values:
+        if value is not None:
+            found[value] = found.get(value, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def _sum(rows: list[dict[str, Any]], name: str) -> int | None:
+    """None where no call says it."""
+    known = [row[name] for row in rows if row[name] is not None]
+    return sum(known) if known else None
+
+
+def _percentiles(rows: list[dict[str, Any]], name: str) -> dict[str, int] | None:
+    """Nearest rank; None where no call says it."""
+    known = sorted(row[name] for row in rows if row[name] is not None)
+    if not known:
+        return None
+    return {f"p{p}": known[max(0, -(-len(known) * p // 100) - 1)] for p in (50, 95, 99)}
