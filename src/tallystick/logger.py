@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .capture.approval import approval_event
 from .capture.audited import build as build_audited
 from .capture.context import current_context
 from .capture.outcome import Use, outcome_event
@@ -123,6 +124,18 @@ class AuditLogger:
             event |= {"actor": context.get("actor") or self.service or "unknown",
                       "actor_type": context.get("actor_type", "user" if "actor" in context else "service")}  # fmt: skip
         return self.log(**event)
+
+    def approval(
+        self, subject: object, decision: str, *, by: str, known_by: str = "none", reason: str | None = None,
+        shown: str | bytes | None = None,
+    ) -> str:  # fmt: skip
+        """Record who decided about an answer or any other entry: ``approved``, ``rejected`` or ``changed``. Returns the new id.
+
+        ``subject``: an event id, or whatever bears one; it must be on record (``EntryRefused``). ``by`` is a claim; ``known_by`` says
+        how he is known: ``operating system``, ``token``, ``header`` or ``none``, which is marked as self-reported. ``shown``: what he
+        saw when he decided, kept encrypted and committed to. ``ValueError`` for an unknown word.
+        """
+        return self.log(**approval_event(self, subject, decision, by=by, known_by=known_by, reason=reason, shown=shown))
 
     def use(self, answer: object, *, ref: str | None = None) -> Use:
         """``with log.use(answer, ref="erp:4711") as r: …`` records ``used`` when the block ends, if ``ref`` was given here or by

@@ -580,3 +580,25 @@ def test_ai_and_outcome(tally):
     assert orphan.code == 0
     assert "orphan" in orphan.err
     assert tally("verify").code == 0
+
+
+def test_approve(tally, tmp_path):
+    from tallystick import AuditLogger
+
+    tally("init")
+    with AuditLogger("audit_log") as log:
+        call = log.log("ai_request", "bot", "agent", "llama3.2", "ask model")
+        answer = log.log("ai_response", "bot", "agent", "llama3.2", "answer", parent_id=call)
+    Path("draft.txt").write_text("Dear customer")
+    found = tally("approve", call, "--reason", "fine", "--shown", "draft.txt", "--json").json
+    assert found["parent_id"] == answer
+    assert found["details"]["decision"] == "approved"
+    assert found["details"]["known_by"] == "operating system"
+    assert "self_reported" not in found["details"]
+    assert "Dear" not in json.dumps(found)
+    told = tally("approve", "audit_log", "#2", "rejected", "--by", "somebody else", "--json").json
+    assert (told["outcome"], told["details"]["known_by"], told["details"]["self_reported"]) == ("denied", "none", True)
+    for wrong in (["approve"], ["approve", "#99"], ["approve", call, "fine"], ["approve", "a", "b", "c", "approved"]):
+        assert tally(*wrong).code == 2, wrong
+    assert tally("approve", call, "--shown", "nothing.txt").code == 2
+    assert tally("verify").code == 0

@@ -29,6 +29,7 @@ COMMANDS = {
     "checkpoint": "Print the signed head of the log, to be kept elsewhere.",
     "ai": "Calls to models, and what became of their answers.",
     "outcome": "Say what became of an answer.",
+    "approve": "Say who decided about an answer or an action.",
     "report": "A report over a period: full, security, data_access or ai_usage.",
     "archive": "Move entries that are old enough into compressed files.",
     "export": "The stored lines as they are.",
