@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -47,6 +48,28 @@ ssize_t pwritev2(int fd, const struct iovec *parts, int count, off_t at, int fla
 {
     if (flags & (RWF_SYNC | RWF_DSYNC)) refuse("pwritev2 with RWF_SYNC or RWF_DSYNC");
     return REAL(pwritev2)(fd, parts, count, at, flags);
+}
+
+ssize_t pwritev64v2(int fd, const struct iovec *parts, int count, off64_t at, int flags)
+{
+    if (flags & (RWF_SYNC | RWF_DSYNC)) refuse("pwritev64v2 with RWF_SYNC or RWF_DSYNC");
+    return REAL(pwritev64v2)(fd, parts, count, at, flags);
+}
+
+/* Around the library's functions: what would sync, or hand work to a ring that may, is refused. */
+long syscall(long number, ...)
+{
+    switch (number) {
+    case SYS_fsync: case SYS_fdatasync: case SYS_sync: case SYS_syncfs: case SYS_sync_file_range: case SYS_msync:
+    case SYS_pwritev2: case SYS_io_uring_setup: case SYS_io_submit:
+        refuse("a system call that syncs, made directly");
+    }
+    va_list rest;
+    va_start(rest, number);
+    long a = va_arg(rest, long), b = va_arg(rest, long), c = va_arg(rest, long);
+    long d = va_arg(rest, long), e = va_arg(rest, long), f = va_arg(rest, long);
+    va_end(rest);
+    return REAL(syscall)(number, a, b, c, d, e, f);
 }
 
 #define OPEN(name, ...)                                                   \
