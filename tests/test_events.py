@@ -108,3 +108,8 @@ def test_the_context_and_the_service_reach_both_ways(tmp_path):
             log.log_many([good])
         found = [(e.service, e.correlation_id) for e in log.entries()]
     assert found == [("crm", None), ("own", None), ("crm", None), ("own", None), ("crm", "INV-1"), ("crm", "INV-1")]
+
+
+def test_the_short_way_has_the_fields_of_the_long_one_in_their_order():
+    assert list(ent.EventFields.__struct_fields__) == list(ent.FIELD_NAMES[ent.FIELD_NAMES.index("event_type") : -1])
+    assert ent.FIELD_NAMES[-1] == "payloads"

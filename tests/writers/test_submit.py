@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tallystick import AuditLogger
-from tallystick.core.errors import AuditError, Conflict, DiskFull, EntryRefused, StoreError
+from tallystick.core.errors import AuditError, Conflict, DiskFull, EntryRefused, ReadOnly, StoreError
 from tallystick.log import queue as q
 
 from .test_many_writers import EVENT, check
@@ -321,3 +321,59 @@ def test_a_full_disk_is_told_and_on_record(tmp_path):
     assert sum(g["count"] for g in gaps(log)) == 3
     handle.close()
     log.close()
+
+
+def test_a_failure_that_was_told_hushes_up_no_other(tmp_path):
+    """Waited for twice, or waited for after flush had said it: the next one's failure is still to be heard."""
+    with AuditLogger(tmp_path / "audit_log") as log:
+        log.log(**EVENT, event_id="taken")
+        bad = {**EVENT, "action": "other"}
+        first, second = (log.submit(**bad, event_id="taken") for _ in range(2))
+        for _ in range(2):
+            with pytest.raises(Conflict):
+                first.wait()
+        with pytest.raises(StoreError, match="1 submitted event"):
+            log.flush()
+        third = log.submit(**bad, event_id="taken")
+        with pytest.raises(Conflict):
+            second.wait()
+        with pytest.raises(StoreError, match="1 submitted event"):
+            log.flush()
+        assert third.settled
+
+
+@pytest.mark.parametrize(("number", "kind"), [(28, DiskFull), (30, ReadOnly), (13, ReadOnly), (5, StoreError)])
+def test_a_tally_that_cannot_be_made_is_an_error_of_ours_and_leaves_nothing(tmp_path, monkeypatch, number, kind):
+    from tallystick.disk import Disk
+
+    with AuditLogger(tmp_path / "audit_log") as log:
+        log.log(**EVENT)
+        with monkeypatch.context() as patch:
+            def fail(*_):
+                raise OSError(number, os.strerror(number))
+
+            patch.setattr(Disk, "sync", fail)
+            with pytest.raises(kind) as raised:
+                log.submit(**EVENT)
+            assert type(raised.value) is kind
+        assert not any((log.path / "queued").glob("*"))
+        log.flush()
+        log.submit(**EVENT).wait()
+        assert gaps(log) == []
+
+
+def test_who_looks_for_lost_tallies_is_waited_for(tmp_path, monkeypatch):
+    import fcntl
+
+    real, asked = fcntl.flock, []
+
+    def flock(fd, how):
+        if "/queued/" in os.readlink(f"/proc/self/fd/{fd}"):
+            asked.append(how)
+        return real(fd, how)
+
+    with AuditLogger(tmp_path / "audit_log") as log:
+        log.log(**EVENT)
+        monkeypatch.setattr(fcntl, "flock", flock)
+        log.submit(**EVENT).wait()
+        assert asked == [fcntl.LOCK_EX]

@@ -77,13 +77,13 @@ class Lost(NamedTuple):
 
 
 class _Entry(Request):
-    """A request that remembers how much room it takes."""
+    """A request that remembers how much room it takes, and after how many calls of ``flush`` it failed unheard (-1: it did not)."""
 
-    __slots__ = ("size",)
+    __slots__ = ("failed_after", "size")
 
     def __init__(self, content: object, size: int, done: Callable[[Request], None]) -> None:
         super().__init__([content], done, returns=False)
-        self.size = size
+        self.size, self.failed_after = size, -1
 
 
 class Queue:
@@ -93,7 +93,8 @@ class Queue:
         self._folder, self._disk, self._commit = folder, disk, commit
         self._changed = threading.Condition()
         self._submitted = self._settled = self._bytes = 0
-        self._unheard = 0  # failed, and nobody was told
+        self._unheard = 0  # failed since the last flush, and nobody was told
+        self._flushes = 0
         self._first_error: BaseException | None = None
         self._tally: _Tally | None = None
         self._pid = os.getpid()
@@ -127,6 +128,7 @@ class Queue:
                 self._tally.settle(self._settled)
             if request.error is not None:
                 self._unheard += 1
+                request.failed_after = self._flushes
                 self._first_error = self._first_error or request.error
             self._changed.notify_all()
 
@@ -134,8 +136,9 @@ class Queue:
         """Until this one is settled; its error is raised here and then not by ``flush``."""
         self._wait(lambda: _is_settled(request), timeout_s)
         if request.error is not None:
-            with self._changed:
-                self._unheard = max(0, self._unheard - 1)
+            with self._changed:  # told once: a second wait, or one after flush said it, must not hush up another's failure
+                if isinstance(request, _Entry) and request.failed_after == self._flushes:
+                    self._unheard, request.failed_after = self._unheard - 1, -1
             raise request.error
 
     def flush(self, timeout_s: float | None = None) -> None:
@@ -147,6 +150,7 @@ class Queue:
         with self._changed:
             count, first = self._unheard, self._first_error
             self._unheard, self._first_error = 0, None
+            self._flushes += 1
         if count and first is not None:
             raise StoreError(f"{count} submitted event(s) were not recorded; the first because: {first}") from first
 
@@ -189,11 +193,18 @@ class _Tally:
             disk.sync_folder(folder.parent)
         self._path, self._disk = folder / os.urandom(8).hex(), disk
         self._fd = disk.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, file_mode(folder.parent), like=folder.parent)
-        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # for as long as this process lives
-        disk.write_at(self._fd, _MAGIC.ljust(_BYTES, b"\0"), 0)
-        disk.sync(self._fd)
-        disk.sync_folder(folder)
-        self._map = mmap.mmap(self._fd, _BYTES)
+        try:
+            # for as long as this process lives; whoever looks for lost ones just now holds it for a moment, and finds it empty
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            disk.write_at(self._fd, _MAGIC.ljust(_BYTES, b"\0"), 0)
+            disk.sync(self._fd)
+            disk.sync_folder(folder)
+            self._map = mmap.mmap(self._fd, _BYTES)
+        except OSError:
+            with contextlib.suppress(OSError):
+                disk.unlink(self._path)
+            close_quietly(self._fd)
+            raise
         self._first = 0
 
     def count(self, submitted: int, settled: int, now_us: int) -> None:

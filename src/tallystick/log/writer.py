@@ -115,7 +115,10 @@ class Writer:
         """Hand one event over and go on; see ``queue``."""
         draft = event.draft
         size = len(draft.head) + len(draft.tail) + sum(len(c.content) for c in event.contents)
-        return self.queue.put(event, draft.event_id, size, self._clock.wall_us())
+        try:
+            return self.queue.put(event, draft.event_id, size, self._clock.wall_us())
+        except OSError as e:  # the tally could not be made: nothing is on its way
+            raise self._refused(e) from e
 
     def own(self, event_type: str, action: str, details: dict[str, Any]) -> Event:
         """An entry of the log about itself."""
@@ -485,14 +488,20 @@ class Writer:
         if self._store.broken or self._vault.broken:
             return self._die(StateUnknown(f"syncing to disk failed ({error.strerror}); nothing more is acknowledged by "
                                           "this logger: close it, look at the disk, open the log again"))  # fmt: skip
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        if lost and not _may_not_write(error):
+            self._count_gap(lost)
+            if is_full(error):
+                return DiskFull(f"{self._store.folder}: no space left; {lost} event(s) were not recorded, which will be on "
+                                "the record once there is room")  # fmt: skip
+        return self._refused(error)
+
+    def _refused(self, error: OSError) -> StoreError:
+        """Nothing was recorded, and nothing is to be said of it later."""
+        if _may_not_write(error):
             return ReadOnly(f"{error.filename or self._store.folder}: {error.strerror}; this user may read this log, "
                             "not write it")  # fmt: skip
-        if lost:
-            self._count_gap(lost)
         if is_full(error):
-            return DiskFull(f"{self._store.folder}: no space left; {lost} event(s) were not recorded, which will be on "
-                            "the record once there is room")  # fmt: skip
+            return DiskFull(f"{self._store.folder}: no space left; nothing was recorded")
         return StoreError(f"{error.filename or self._store.folder}: {error.strerror}; nothing was recorded")
 
     def _count_gap(self, lost: int) -> None:
@@ -587,6 +596,10 @@ class _Gap(NamedTuple):
     def details(self) -> dict[str, Any]:
         return {"count": self.count, "first": format_time(self.first_us), "last": format_time(self.last_us),
                 "cause": self.cause}  # fmt: skip
+
+
+def _may_not_write(error: OSError) -> bool:
+    return isinstance(error, PermissionError) or error.errno == errno.EROFS
 
 
 def _same_or_conflict(given: Given, stored: Fields, payloads_match: bool) -> None:
