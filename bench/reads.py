@@ -21,6 +21,7 @@ from tallystick.core.merkle import leaf_hash, node_hash
 from . import baseline
 from .events import events
 from .product import fill, hashing, prove, sizes, verify_content, verify_everything
+from .seen import Cases
 
 ONE = {"actor": "bot-7"}
 TWO = {"actor": "bot-7", "event_type": "ai_request"}
@@ -46,8 +47,9 @@ def build(folder: Path, size: int) -> None:
     log.close()
 
 
-class _Reads:
+class _Reads(Cases):
     def __init__(self, folder: Path, size: int) -> None:
+        super().__init__()
         self.folder, self.size = folder, size
         sys.stderr.write(f"  building a log of {size:,} entries\n")
         build(folder / "big", size)
@@ -58,7 +60,6 @@ class _Reads:
         self.in_file = min(_FILE, size)
         self.big, self.fifth = AuditLogger(folder / "big"), AuditLogger(folder / "fifth")
         self.sample = [self.big.stored(n).line for n in range(1, min(200_000, size))]
-        self.seen: dict[str, list[float]] = {}
 
     def run(self, rounds: int) -> dict[str, Any]:
         cases: list[Callable[[], None]] = [self.limit, self.content_pure, self.content, self.chapter_verify, self.index, self.pages,
@@ -74,14 +75,6 @@ class _Reads:
             "seen": self.seen, "bytes": {k: v / self.size for k, v in found.items()}, "hashing": hashing(),
             "rss_mb": self.memory(), "size": self.size, "load": os.getloadavg()[0],
         }  # fmt: skip
-
-    def note(self, name: str, value: float) -> None:
-        self.seen.setdefault(name, []).append(value)
-
-    def rate(self, name: str, count: int, action: Callable[[], Any]) -> None:
-        started = time.perf_counter()
-        action()
-        self.note(name, count / (time.perf_counter() - started))
 
     def limit(self) -> None:
         """Leaf and node hashes with hashlib, the lines in memory already, nothing else."""

@@ -19,6 +19,7 @@ from . import baseline
 from .disk import bare_append, check_slowed, median_us
 from .events import events
 from .product import fill, groups, settle
+from .seen import Cases
 
 BATCH, THREADS, PROCESSES = 1024, 32, 16
 
@@ -34,8 +35,9 @@ def main() -> None:
         print(json.dumps(_Writes(Path(name).resolve(), scale, slowed=mode == "slowed").run(rounds)))
 
 
-class _Writes:
+class _Writes(Cases):
     def __init__(self, folder: Path, scale: float, *, slowed: bool) -> None:
+        super().__init__()
         self.folder, self.slowed = folder, slowed
         part = 0.25 if slowed else 1.0
         self.singles = max(20, int(300 * scale * part))
@@ -44,7 +46,6 @@ class _Writes:
         self.one, self.many = (AuditLogger(folder / name) for name in ("one", "many"))
         self.one.log_many(self.events[:200])
         self.lines = [self.one.stored(n).line + b"\n" for n in range(1, 201)]
-        self.seen: dict[str, list[float]] = {}
         self.syncs: list[float] = []
 
         @audited(operation="read customer", resource="crm")
@@ -66,14 +67,6 @@ class _Writes:
         self.one.close()
         self.many.close()
         return {"seen": self.seen, "fdatasync_p50_us": median_us(self.syncs), "load": os.getloadavg()[0]}
-
-    def note(self, name: str, value: float) -> None:
-        self.seen.setdefault(name, []).append(value)
-
-    def rate(self, name: str, count: int, action: Callable[[], Any]) -> None:
-        started = time.perf_counter()
-        action()
-        self.note(name, count / (time.perf_counter() - started))
 
     # each: events per second, unless it says otherwise
 

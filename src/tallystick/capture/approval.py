@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.errors import EntryRefused
-from .outcome import Recorder, event_id, finishing_entry
+from .outcome import Recorder, about, event_id, finishing_entry
 
 DECISIONS = ("approved", "rejected", "changed")
 KNOWN_BY = ("operating system", "token", "header", "none")
@@ -35,13 +35,10 @@ def approval_event(
         details["self_reported"] = True  # nothing but the program's own word says that a person decided
     event: dict[str, Any] = {
         "event_type": EVENT_TYPE, "actor": by, "actor_type": "user", "resource": found.resource, "action": "approve",
-        "outcome": _RESULT[decision], "parent_id": found.event_id, "details": details,
+        "outcome": _RESULT[decision], "details": details, **about(found),
     }  # fmt: skip
     if reason is not None:
         event["reason"] = reason
     if shown is not None:
         event["payloads"] = {"shown": shown}
-    for name in ("correlation_id", "session_id", "on_behalf_of"):
-        if getattr(found, name) is not None:
-            event[name] = getattr(found, name)
     return event

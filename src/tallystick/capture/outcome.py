@@ -70,11 +70,13 @@ def outcome_event(
         event["resource"] = ref or "unknown"
         return event
     said["leaf_hash"] = found.checksum
-    event |= {"resource": ref or found.resource, "parent_id": found.event_id}
-    for name in ("correlation_id", "session_id", "on_behalf_of"):
-        if getattr(found, name) is not None:
-            event[name] = getattr(found, name)
-    return event
+    return event | {"resource": ref or found.resource, **about(found)}
+
+
+def about(found: AuditEntry) -> dict[str, Any]:
+    """What an entry about another one takes over from it: its parent, and the case, session and principal that it belongs to."""
+    same = {name: getattr(found, name) for name in ("correlation_id", "session_id", "on_behalf_of")}
+    return {"parent_id": found.event_id, **{name: value for name, value in same.items() if value is not None}}
 
 
 def finishing_entry(log: Recorder, wanted: str) -> AuditEntry | None:
