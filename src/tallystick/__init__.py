@@ -15,22 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .capture.context import audit_context
+    from .capture.outcome import event_id
     from .core.entry import AuditEntry, AuditEventType
     from .core.errors import AuditError
     from .core.payload import Payload
-    from .logger import AuditLogger
+    from .logger import AuditLogger, instrument, uninstrument
     from .reports.compliance import ComplianceReporter
 
     audited: Any
 
 __all__ = ["AuditEntry", "AuditError", "AuditEventType", "AuditLogger", "ComplianceReporter", "Payload", "audit_context",
-           "audited"]  # fmt: skip
+           "audited", "event_id", "instrument", "uninstrument"]  # fmt: skip
 __version__ = "0.1.0"
 
 _HOMES = {
     "AuditEntry": "core.entry", "AuditError": "core.errors", "AuditEventType": "core.entry", "AuditLogger": "logger",
     "ComplianceReporter": "reports.compliance", "Payload": "core.payload", "audit_context": "capture.context",
-    "audited": "logger",
+    "audited": "logger", "event_id": "capture.outcome", "instrument": "logger", "uninstrument": "logger",
 }  # fmt: skip
 
 

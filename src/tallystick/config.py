@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from .capture.content import POLICIES
+from .capture.recorder import FAILURES
 from .core.checkpoint import check_origin
 from .core.errors import ConfigError, Malformed
 
@@ -30,6 +32,26 @@ class Segments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: int = 64 * 1024 * 1024
 
 
+class AIRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Patterns (``*``, ``?``, ``[…]``) of model, actor and resource, and what is kept of the content of calls where all match."""
+
+    content: str
+    model: str = "*"
+    actor: str = "*"
+    resource: str = "*"
+
+
+class AI(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Calls to models. ``content``: ``none``, ``lengths``, ``commitment``, ``redacted`` or ``full``, unless one of ``rules``
+    matches (the
+    first does). ``failure``: ``block``, ``spool`` or ``warn`` when the log cannot be written. ``look_up``: ask Ollama for digests."""
+
+    content: str = "commitment"
+    failure: str = "spool"
+    look_up: bool = True
+    rules: tuple[AIRule, ...] = ()
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. ``keys`` is relative to the log folder."""
 
@@ -40,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: Content = Content()
     retention: Retention = Retention()
     segments: Segments = Segments()
+    ai: AI = AI()
 
 
 def build_settings(origin: str, timezone: str, keys: str, retention_days: int) -> bytes:
@@ -52,6 +75,15 @@ keys = "{keys}"
 
 [content]
 keep = "previews"         # previews | none: values of arguments and results of audited functions, encrypted
+
+[ai]
+content = "commitment"    # none | lengths | commitment | redacted | full: what is kept of prompts and answers
+failure = "spool"         # block | spool | warn: what a call does when this log cannot be written
+look_up = true            # ask Ollama for the digest behind a model's name
+
+# [[ai.rules]]            # the first rule that matches decides for its calls
+# model = "llama3*"       # * ? and [ ] match; also actor, resource
+# content = "full"
 
 [retention]
 days = {retention_days}
@@ -76,6 +108,12 @@ def read_settings(folder: Path) -> Settings:
         raise ConfigError(f"{path}: format {settings.format} is newer than this program, which knows format 1")
     if settings.content.keep not in ("previews", "none"):
         raise ConfigError(f'{path}: content.keep is "previews" or "none"')
+    for number, word in enumerate((settings.ai.content, *(rule.content for rule in settings.ai.rules))):
+        if word not in POLICIES:
+            where = f"ai.rules[{number - 1}].content" if number else "ai.content"
+            raise ConfigError(f"{path}: {where} is one of {', '.join(POLICIES)}")
+    if settings.ai.failure not in FAILURES:
+        raise ConfigError(f"{path}: ai.failure is one of {', '.join(FAILURES)}")
     if settings.retention.days < 0 or settings.segments.bytes < 4096:
         raise ConfigError(f"{path}: retention.days is at least 0, segments.bytes at least 4096")
     if not settings.keys or "\0" in settings.keys:

@@ -43,8 +43,8 @@ class EventBuilder:
         self._origin, self._service = origin, service
         self._drafter = EventDrafter(origin)
 
-    def event(self, given: dict[str, Any]) -> Event:
-        """One event: the short way where it is like nearly all, else ``build_event``."""
+    def event(self, given: dict[str, Any], minted: str | None = None) -> Event:
+        """One event: the short way where it is like nearly all, else ``build_event``. ``minted``: the id it gets, one of ours."""
         if not current_context():
             if type(given.get("event_type")) is AuditEventType:
                 given = {**given, "event_type": given["event_type"].value}
@@ -55,10 +55,10 @@ class EventBuilder:
             else:
                 if not fields.service:
                     fields.service = self._service
-                draft = self._drafter.draft(fields, CLOCK.event_id(), format_time(CLOCK.wall_us()).encode())
+                draft = self._drafter.draft(fields, minted or CLOCK.event_id(), format_time(CLOCK.wall_us()).encode())
                 if draft is not None:
                     return Event(draft)
-        return build_event(given, self._origin, self._service)
+        return build_event(given, self._origin, self._service, minted)
 
     def events(self, given: Sequence[Mapping[str, Any]]) -> list[Event]:
         """Many events, happening at the same moment unless they say otherwise. An event that is refused is named by its position."""
@@ -81,7 +81,7 @@ class EventBuilder:
             raise EntryRefused(f"event {position}: {e}", path=e.path, position=position) from None
 
 
-def build_event(given: Mapping[str, Any], origin: str, service: str | None) -> Event:
+def build_event(given: Mapping[str, Any], origin: str, service: str | None, minted: str | None = None) -> Event:
     """Keywords of ``log`` → an event ready to be appended. ``origin`` is the log's, ``service`` the program's name or None.
 
     What ``audit_context`` has set fills in what the caller left out. ``EntryRefused`` names the field that is wrong.
@@ -105,7 +105,7 @@ def build_event(given: Mapping[str, Any], origin: str, service: str | None) -> E
     now = CLOCK.wall_us()
     event_id, moment, details, payloads = given.get("event_id"), given.get("timestamp"), given.get("details"), given.get("payloads")
     chosen = event_id is not None
-    event_id = _require(event_id, "event_id") if chosen else CLOCK.event_id()
+    event_id = _require(event_id, "event_id") if chosen else minted or CLOCK.event_id()
     if details is None:
         details = {}
     elif type(details) is not dict:

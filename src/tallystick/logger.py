@@ -8,12 +8,14 @@ import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .capture.approval import approval_event
 from .capture.audited import build as build_audited
+from .capture.content import ContentPolicy, Rule
 from .capture.context import current_context
 from .capture.outcome import Use, outcome_event
+from .capture.recorder import Recorder
 from .clock import CLOCK, zone
 from .core.entry import AuditEntry, AuditEventType
 from .core.errors import AuditError, StoreError
@@ -21,12 +23,15 @@ from .core.query import Question, ask
 from .core.times import parse_asked
 from .events import EventBuilder, named
 from .handles import release, shared
+from .journal import LogJournal, settle
 from .log.groups import Request
 from .log.queue import Submitted
 from .log.writer import Writer
 from .memory import Memory, default_memory
 from .opening import log_path, open_or_create
 from .vault import Place
+
+Client = TypeVar("Client")
 
 
 class AuditLogger:
@@ -51,6 +56,7 @@ class AuditLogger:
         self._closed = False
         self._handle = shared(self.path)
         self._events = EventBuilder(self._handle.genesis.origin, service)
+        self._recorder: Recorder | None = None
         self.retention_days = self._handle.settings.retention.days if retention_days is None else retention_days
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -104,7 +110,33 @@ class AuditLogger:
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until everything submitted to this log by this process is acknowledged. ``StoreError`` if something was not recorded
         and no ``wait()`` said so, ``TimeoutError`` after ``timeout_s`` seconds."""
+        if self._recorder is not None:
+            self._recorder.flush(timeout_s)
         self._handle.writer.queue.flush(timeout_s)
+
+    @property
+    def recorder(self) -> Recorder:
+        """What every way in records through: wrapped clients, tools, the proxy, handlers."""
+        if self._recorder is None:
+            ai = self._handle.settings.ai
+            rules = [Rule(rule.content, rule.model, rule.actor, rule.resource) for rule in ai.rules]
+            self._recorder = Recorder(LogJournal(self), ContentPolicy(ai.content, rules), ai.failure, look_up=ai.look_up)
+        return self._recorder
+
+    def wrap(self, client: Client) -> Client:
+        """The same client, with every call to a model on record: ``client = log.wrap(ollama.Client())``.
+
+        Known are ``ollama.Client``, ``ollama.AsyncClient``, ``openai.OpenAI`` and ``openai.AsyncOpenAI`` (llama.cpp, vLLM, LM
+        Studio, Ollama's
+        ``/v1``); ``TypeError`` for anything else. Values, streams and exceptions stay what they were;
+        ``tallystick.event_id(answer)`` is
+        the id of the call. What is kept of prompts and answers, and what happens when the log cannot be written, says ``[ai]`` in
+        ``log.toml``.
+        """
+        from .capture.clients import wrap
+
+        wrapped: Client = wrap(self.recorder, client)
+        return wrapped
 
     def outcome(
         self, answer: object, status: str, *, ref: str | None = None, by: str | None = None, kind: str = "code",
@@ -150,7 +182,7 @@ class AuditLogger:
 
         def finish(request: Request) -> None:
             with contextlib.suppress(RuntimeError):  # the loop ended meanwhile: nobody waits for this one any more
-                loop.call_soon_threadsafe(_settle, done, request.error)
+                loop.call_soon_threadsafe(settle, done, request.error)
 
         self._writer().groups.submit(Request([event], finish))
         await asyncio.shield(done)
@@ -341,6 +373,8 @@ class AuditLogger:
     def close(self) -> None:
         """Make everything durable and end. Another logger of the same path in this process goes on."""
         if not self._closed:
+            if self._recorder is not None:
+                self._recorder.close()
             self._closed = True
             release(self.path)
 
@@ -361,15 +395,23 @@ def default_logger() -> AuditLogger:
     return AuditLogger()
 
 
+def instrument(log: AuditLogger | None = None) -> list[str]:
+    """Record the calls of every ``ollama`` and ``openai`` client of this process, also of code that cannot be changed; ``log`` is the
+    default logger where none is given. Returns the names of the libraries that were found. A second call changes only the log;
+    ``uninstrument()`` takes it back. A client that was wrapped stays with its own log."""
+    from .capture.clients import instrument
+
+    return instrument((log or default_logger()).recorder)
+
+
+def uninstrument() -> None:
+    """Take ``instrument`` back."""
+    from .capture.clients import uninstrument
+
+    uninstrument()
+
+
 audited = build_audited(lambda: default_logger())
-
-
-def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
-    if not done.done():
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
 
 
 def _arg_name(entry: AuditEntry, key: str) -> str:
@@ -379,4 +421,4 @@ def _arg_name(entry: AuditEntry, key: str) -> str:
     return key
 
 
-__all__ = ["AuditLogger", "audited", "default_logger"]
+__all__ = ["AuditLogger", "audited", "default_logger", "instrument", "uninstrument"]

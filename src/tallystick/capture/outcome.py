@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from ..core.entry import AuditEntry
 from ..core.errors import AuditError
+from .bearer import borne_by
 
 STATUSES = ("used", "used_modified", "rejected", "failed_validation", "failed_downstream", "superseded", "expired")
 EVENT_TYPE = "ai.outcome"
@@ -39,8 +40,9 @@ class Recorder(Protocol):
 
 
 def event_id(answer: object) -> str:
-    """The event id that an answer, a handle of ``submit`` or a text stands for. ``TypeError`` for anything that bears none."""
-    found = answer if isinstance(answer, str) else getattr(answer, "event_id", None)
+    """The event id that an answer of a wrapped client (also a stream, an embedding), a handle of ``submit`` or a text stands for.
+    ``TypeError`` for anything that bears none."""
+    found = answer if isinstance(answer, str) else borne_by(answer) or getattr(answer, "event_id", None)
     if not isinstance(found, str) or not found:
         raise TypeError(f"{type(answer).__name__} bears no event id; pass the id of the call as text")
     return found

@@ -8,6 +8,7 @@
     ├── VerificationError    evidence that does not hold
     │   └── UnknownSigner    a note without a signature by any key that was given
     ├── StoreError           the store could not do what was asked; nothing was acknowledged
+    │   ├── CallBlocked      a call to a model that could not be recorded, with failure = "block"
     │   ├── Conflict         the event id is taken by an event with other content
     │   ├── DiskFull         no space left; the loss is counted and will be on the record
     │   ├── LogBusy          another process held the lock for the whole wait; names its pid
@@ -56,6 +57,12 @@ class UnknownSigner(VerificationError):
 
 class StoreError(AuditError):
     """The store could not do what was asked. Nothing was acknowledged."""
+
+
+class CallBlocked(StoreError):
+    """A call to a model could not be recorded, and ``failure = "block"`` says that it must be: nothing was sent, or the answer
+    stands in
+    ``result``."""
 
 
 class Conflict(StoreError):

@@ -21,13 +21,17 @@ GAP_S = 0.0005
 class Request:
     """One caller's share of a group: set to ``result`` or ``error`` exactly once, then ``done`` is called or the caller woken.
 
-    ``returns``: its caller waits for it and may come back with the next one at once.
+    ``returns``: its caller waits for it and may come back with the next one at once. ``counted``: if it cannot be written the log
+    counts it as lost; else its caller does.
     """
 
-    __slots__ = ("_wake", "content", "done", "error", "leads", "result", "returns")
+    __slots__ = ("_wake", "content", "counted", "done", "error", "leads", "result", "returns")
 
-    def __init__(self, content: Any, done: Callable[[Request], None] | None = None, *, returns: bool = True) -> None:
+    def __init__(
+        self, content: Any, done: Callable[[Request], None] | None = None, *, returns: bool = True, counted: bool = True
+    ) -> None:
         self.content = content
+        self.counted = counted
         self.result: Any = None
         self.error: BaseException | None = None
         self.leads = False

@@ -104,9 +104,10 @@ class Writer:
 
     # -- the way in --------------------------------------------------------------------------------------------------
 
-    def append(self, events: Sequence[Event]) -> None:
-        """All or nothing; durable, in the tree and under a written signed head on return. Raises what went wrong."""
-        request = Request(events)
+    def append(self, events: Sequence[Event], *, counted: bool = True) -> None:
+        """All or nothing; durable, in the tree and under a written signed head on return. Raises what went wrong. ``counted=False``:
+        the caller says by ``owe`` what could not be recorded."""
+        request = Request(events, counted=counted)
         self.groups.run(request)
         if request.error is not None:
             raise request.error
@@ -484,12 +485,12 @@ class Writer:
                 self._state = None
             return error
         self._state = None
-        lost = sum(len(r.content) for r in requests)
+        lost = sum(len(r.content) for r in requests if r.counted)
         if self._store.broken or self._vault.broken:
             return self._die(StateUnknown(f"syncing to disk failed ({error.strerror}); nothing more is acknowledged by "
                                           "this logger: close it, look at the disk, open the log again"))  # fmt: skip
         if lost and not _may_not_write(error):
-            self._count_gap(lost)
+            self._count_gap(_Gap(lost, now := self._clock.wall_us(), now))
             if is_full(error):
                 return DiskFull(f"{self._store.folder}: no space left; {lost} event(s) were not recorded, which will be on "
                                 "the record once there is room")  # fmt: skip
@@ -504,12 +505,22 @@ class Writer:
             return DiskFull(f"{self._store.folder}: no space left; nothing was recorded")
         return StoreError(f"{error.filename or self._store.folder}: {error.strerror}; nothing was recorded")
 
-    def _count_gap(self, lost: int) -> None:
-        now = self._clock.wall_us()
+    def owe(self, count: int, first_us: int, last_us: int, cause: str, *, is_full: bool = False) -> None:
+        """The next entry comes after one that says: ``count`` events could not be recorded when they happened, and why. It dies with
+        this handle. ``is_full``: the disk is, and the room kept for this is given up."""
+        with self.busy:
+            self._count_gap(_Gap(count, first_us, last_us, cause), use_reserve=is_full)
+
+    def _count_gap(self, more: _Gap, *, use_reserve: bool = True) -> None:
         known = self._gap
-        self._gap = _Gap((known.count if known else 0) + lost, known.first_us if known else now, now)
-        with contextlib.suppress(AuditError, OSError):
-            self._write_gap_from_reserve()
+        if known is not None:
+            causes = known.cause.split("; ")
+            cause = known.cause if more.cause in causes or len(causes) > 3 else f"{known.cause}; {more.cause}"
+            more = _Gap(known.count + more.count, min(known.first_us, more.first_us), max(known.last_us, more.last_us), cause)
+        self._gap = more
+        if use_reserve:
+            with contextlib.suppress(AuditError, OSError):
+                self._write_gap_from_reserve()
 
     def _write_gap_from_reserve(self) -> None:
         """The disk is full: give up the reserved room and put the beginning of the gap on record at once."""

@@ -1,0 +1,294 @@
+"""The one recorder that every way in writes through: what happens when the log cannot be written, and who writes what comes late.
+
+*When the log cannot be written*, by ``failure`` in ``log.toml``: ``block`` refuses the call (``CallBlocked``, nothing is sent),
+``spool`` keeps the events in order beside the keys and records them later, ``warn`` counts them. Whichever it is, the next
+entry that can be recorded comes after a ``log.gap`` with count, first, last and cause.
+
+*Late* is what a finaliser, a signal handler or a dropped stream has to say: they may run while this very thread is inside the log,
+so that they only leave a note (``SimpleQueue.put`` is re-entrant) and a helper thread records it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..clock import CLOCK
+from ..core.errors import AuditError, CallBlocked, Conflict, DiskFull, EntryRefused
+from ..core.times import format_time
+from .content import ContentPolicy
+from .context import current_context
+from .evidence import Evidence
+from .servers import Servers
+from .spool import Spool, Spooled
+
+FAILURES = ("block", "spool", "warn")
+_logger = logging.getLogger("tallystick")
+_RETRY_S = 1.0
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+class Journal(Protocol):
+    """What is needed of a log."""
+
+    @property
+    def origin(self) -> str:
+        """The log's origin."""
+
+    @property
+    def service(self) -> str | None:
+        """The program's name."""
+
+    @property
+    def keys(self) -> Path:
+        """The folder of the keys."""
+
+    def put(self, keywords: dict[str, Any], event_id: str) -> None:
+        """Record one event under an id that was minted for it. A failure is not counted as a gap: that is ours to do."""
+
+    async def aput(self, keywords: dict[str, Any], event_id: str) -> None:
+        """The same without blocking the loop."""
+
+    def again(self, keywords: dict[str, Any], event_id: str) -> None:
+        """Record one event that may be on record already under its id."""
+
+    def owe(self, count: int, first_us: int, last_us: int, cause: str, *, is_full: bool = False) -> None:
+        """The next entry comes after a ``log.gap`` that says this."""
+
+    def outcome(self, call: str, status: str, **more: Any) -> str:
+        """Record what became of an answer."""
+
+
+class Recorder:
+    """Records calls, tools and whatever else is captured, into one log. Safe for threads, forks, finalisers and signal handlers."""
+
+    def __init__(self, journal: Journal, content: ContentPolicy, failure: str = "spool", *, look_up: bool = True) -> None:
+        if failure not in FAILURES:
+            raise ValueError(f"{failure!r} is no failure policy; known are {', '.join(FAILURES)}")
+        self.journal, self.content, self.failure, self.look_up = journal, content, failure, look_up
+        self.evidence, self.servers = Evidence(self), Servers(self)
+        self._start()
+        _recorders.add(self)
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # of the spool and of the counts
+        self._spool = Spool(self.journal.keys, self.journal.origin)
+        self._adopted = False
+        self._waiting = False  # something is in the spool
+        self._late: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._helper: threading.Thread | None = None
+        self._said: set[str] = set()
+        self.open_calls: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    # -- recording -----------------------------------------------------------------------------------------------------
+
+    def put(self, keywords: dict[str, Any], event_id: str) -> None:
+        """Record one event now, or do what the failure policy says. ``CallBlocked`` with ``block``."""
+        if self._is_ready(keywords, event_id):
+            try:
+                self.journal.put(keywords, event_id)
+            except AuditError as e:
+                self._failed(keywords, event_id, e)
+
+    async def aput(self, keywords: dict[str, Any], event_id: str) -> None:
+        """``put`` without blocking the loop."""
+        if self._adopted and not self._waiting:
+            try:
+                await self.journal.aput(keywords, event_id)
+            except AuditError as e:
+                self._failed(keywords, event_id, e)
+        else:  # something is to be drained first, in order: rare, and a matter of files
+            await asyncio.get_running_loop().run_in_executor(None, self.put, keywords, event_id)
+
+    def _is_ready(self, keywords: dict[str, Any], event_id: str) -> bool:
+        """True if nothing waits before this event; else it was put behind what waits."""
+        if self._adopted and not self._waiting:
+            return True
+        with self._lock:
+            try:
+                self._drain()
+            except AuditError as e:
+                self._keep(keywords, event_id, e)
+                if self.failure != "block":
+                    return False
+                raise CallBlocked(f"the audit log cannot be written ({e}); failure = \"block\": nothing was sent") from e
+        return True
+
+    def _failed(self, keywords: dict[str, Any], event_id: str, error: AuditError) -> None:
+        with self._lock:
+            self._keep(keywords, event_id, error)
+        if self.failure == "block":
+            raise CallBlocked(f"the audit log cannot be written ({error}); failure = \"block\"") from error
+
+    def _keep(self, keywords: dict[str, Any], event_id: str, error: AuditError) -> None:
+        """Under the lock: into the spool, or only counted."""
+        now = CLOCK.wall_us()
+        kept = self.failure == "spool" and not isinstance(error, EntryRefused) and self._spool.put(Spooled(keywords, event_id, now))
+        with contextlib.suppress(AuditError):
+            self.journal.owe(1, now, now, _cause(error), is_full=isinstance(error, DiskFull))
+        if kept:
+            self._waiting = True
+            self._call_helper()
+        word = f"{type(error).__name__}:{kept}"
+        if word not in self._said:
+            self._said.add(word)
+            then = "kept in the spool, and recorded as soon as it can be" if kept else "NOT recorded; it is counted"
+            _logger.error("the audit log cannot be written: %s. A call to a model is %s (said once)", error, then)
+
+    def _drain(self) -> None:
+        """Under the lock: what waits goes first, that of dead processes before ours. Raises why it cannot."""
+        if not self._adopted:
+            for file in self._spool.orphans():
+                if file.count:
+                    self.journal.owe(file.count, file.first_us, file.last_us, "kept in the spool of a process that ended")
+                    file.drain(self._again)
+            self._adopted = True
+        if self._waiting:
+            self._spool.drain(self._again)
+            self._waiting = False
+            self._said.clear()
+
+    def _again(self, event: Spooled) -> None:
+        try:
+            self.journal.again({**event.keywords, "timestamp": format_time(event.moment_us)}, event.event_id)
+        except (EntryRefused, Conflict) as e:  # it will never be recorded, and must not keep others back
+            _logger.error("an event in the spool cannot be recorded: %s", e)
+
+    # -- who acts ----------------------------------------------------------------------------------------------------
+
+    def who(self, claims: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], bool]:
+        """The fields of an entry that the audit context gives, read once; and whether anybody is named in it."""
+        context = {**current_context(), **(claims or {})}
+        named = bool(context.get("actor"))
+        if not named:
+            context["actor"] = context.get("service") or self.journal.service or "unknown"
+            context["actor_type"] = "service"
+        else:
+            context.setdefault("actor_type", "user")
+        return context, named
+
+    # -- what comes late ---------------------------------------------------------------------------------------------
+
+    def later(self, job: Callable[[], None]) -> None:
+        """Have the helper do something. Allowed anywhere, also where this thread is inside the log."""
+        self._late.put(job)
+
+    def expect_late(self) -> None:
+        """Something may come late: have the helper there. Not allowed in a finaliser, where no thread can be started."""
+        if self._pid != os.getpid():
+            self._start()
+        if self._helper is None:
+            with self._lock:
+                self._call_helper()
+
+    def _call_helper(self) -> None:
+        if self._helper is None:
+            self._helper = threading.Thread(target=self._help, args=(self._late,), name="tallystick-late", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the interpreter ends: close() does what is left
+                self._helper.start()
+
+    def _help(self, late: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+        while True:
+            try:
+                job = late.get(timeout=_RETRY_S if self._waiting else None)
+            except queue.Empty:
+                with self._lock, contextlib.suppress(AuditError):
+                    self._drain()
+                continue
+            if job is None:
+                return
+            _do(job)
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Wait until everything that came late before this call is recorded. ``TimeoutError``."""
+        if self._pid != os.getpid():
+            self._start()
+        if self._helper is None and self._late.empty():
+            return
+        if self._helper is threading.current_thread():
+            return
+        done = threading.Event()
+        self._late.put(done.set)
+        self.expect_late()
+        if not done.wait(timeout_s):
+            raise TimeoutError("what came late is still on its way to the log")
+        with self._lock, contextlib.suppress(AuditError):
+            if self._waiting:
+                self._drain()
+
+    def close(self) -> None:
+        """End: calls that are still open are abandoned, what came late is recorded, the spool is left to the next process."""
+        if self._pid != os.getpid():
+            self._start()
+        for call in list(self.open_calls):
+            _do(call.abandon)
+        helper, self._helper = self._helper, None
+        if helper is not None and helper.is_alive():
+            self._late.put(None)
+            helper.join()
+        while True:
+            try:
+                job = self._late.get_nowait()
+            except queue.Empty:
+                break
+            if job is not None:
+                _do(job)
+        with self._lock:
+            with contextlib.suppress(AuditError):
+                if self._waiting:
+                    self._drain()
+            self._spool.close()
+
+    def after_fork(self) -> None:
+        """In the child: helper, queue, spool and open calls are the parent's."""
+        self._spool.abandon()
+        self._start()
+
+
+def interrupts_the_log() -> bool:
+    """True if this code interrupts the log in this very thread (a signal handler or a finaliser ran in the middle of it): recording
+    now would wait for a lock that this thread holds."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("tallystick.") and not module.startswith(("tallystick.capture", "tallystick.cli", "tallystick.demo")):
+            return True
+        if module == "tallystick.capture.recorder" and frame.f_code.co_name not in ("interrupts_the_log", "_help", "close", "flush"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _do(job: Callable[[], None]) -> None:
+    """Whatever happens to one note, the next ones are read."""
+    try:
+        job()
+    except AuditError as e:  # with ``block`` nobody is there to be told
+        _logger.error("what came late could not be recorded: %s", e)
+    except Exception:
+        _logger.exception("what came late could not be recorded")
+
+
+def _cause(error: AuditError) -> str:
+    """In words, without paths or content."""
+    return {"DiskFull": "no space left", "LogBusy": "another process held the lock", "LogMissing": "the log was gone",
+            "ReadOnly": "no permission to write", "StateUnknown": "the state of the log is not known",
+            "EntryRefused": "the event was refused"}.get(type(error).__name__, "the log could not be written")  # fmt: skip
+
+
+def _forked() -> None:
+    for recorder in list(_recorders):
+        recorder.after_fork()
+
+
+os.register_at_fork(after_in_child=_forked)

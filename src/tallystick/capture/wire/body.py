@@ -1,0 +1,120 @@
+"""From the bytes of a response body to the objects that a reader understands, in whatever pieces they arrive.
+
+Three grammars, chosen by the media type: one JSON document, NDJSON (one object a line, LF or CRLF), and the event stream of HTML
+§9.2.6 (``data:`` lines, comments, an empty line ends an event; ``[DONE]`` ends an OpenAI stream). Bytes that do not fit are no error
+here: ``end()`` says that the answer is not whole.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+DOCUMENT_BYTES_MAX = 64 << 20
+LINE_BYTES_MAX = 16 << 20
+_decode = msgspec.json.Decoder().decode
+
+
+class Body:
+    """``read(part)`` is called for each object. ``content_type`` and ``encoding`` are those of the response."""
+
+    def __init__(self, content_type: str, read: Callable[[Mapping[str, Any]], None], encoding: str = "") -> None:
+        kind = content_type.partition(";")[0].strip().lower()
+        self._read = read
+        self._kind = "sse" if kind == "text/event-stream" else "ndjson" if "ndjson" in kind or "jsonl" in kind else "json"
+        self._rest = bytearray()
+        self._data: list[bytes] = []
+        self._inflate = _decoder(encoding)
+        self.is_done = False  # ``[DONE]`` was seen
+        self.unreadable = False  # something in it is not what it should be
+        self.bytes = 0
+
+    @property
+    def is_stream(self) -> bool:
+        """Objects one after the other, rather than one document."""
+        return self._kind != "json"
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes."""
+        self.bytes += len(data)
+        if self._inflate is not None:
+            try:
+                data = self._inflate(data)
+            except (zlib.error, ValueError):
+                self.unreadable = True
+                return
+        if self._kind == "json":
+            if len(self._rest) + len(data) > DOCUMENT_BYTES_MAX:
+                self.unreadable = True
+            else:
+                self._rest += data
+            return
+        rest = self._rest
+        if rest:
+            rest += data
+            data = bytes(rest)
+            rest.clear()
+        lines = data.split(b"\n")
+        rest += lines.pop()
+        if len(rest) > LINE_BYTES_MAX:
+            self.unreadable = True
+            rest.clear()
+        line_of = self._event_line if self._kind == "sse" else self._object
+        for line in lines:
+            line_of(line[:-1] if line.endswith(b"\r") else line)
+
+    def end(self) -> None:
+        """No more bytes will come."""
+        rest = bytes(self._rest)
+        self._rest.clear()
+        if self._kind == "sse":
+            if rest:
+                self._event_line(rest.rstrip(b"\r"))
+            self._event_line(b"")
+        elif rest.strip() or (self._kind == "json" and self.bytes):
+            self._object(rest)
+
+    def _event_line(self, line: bytes) -> None:
+        if line.startswith(b"data:"):
+            self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+        elif not line and self._data:
+            data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+            self._data.clear()
+            if data.startswith(b"[DONE]"):
+                self.is_done = True
+            else:
+                self._object(data)
+
+    def _object(self, text: bytes) -> None:
+        if not text.strip():
+            return
+        try:
+            part = _decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self.unreadable = True
+            return
+        if isinstance(part, dict):
+            self._read(part)
+        else:
+            self.unreadable = True
+
+
+def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
+    """For the side that reads bytes as they went over the wire. An encoding that is not known here leaves the body unread."""
+    word = encoding.strip().lower()
+    if word in ("", "identity"):
+        return None
+    if word in ("gzip", "x-gzip", "deflate"):
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress
+    if word == "zstd":
+        from backports import zstd
+
+        return zstd.ZstdDecompressor().decompress
+
+    def unknown(_: bytes) -> bytes:
+        raise ValueError(word)
+
+    return unknown
