@@ -23,7 +23,7 @@ services:
 $(VENV)/.ok: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e . --group dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e . --group dev --group integrations
 	touch $@
 
 clean:
