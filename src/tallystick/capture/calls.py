@@ -170,7 +170,7 @@ class Call:
         if self.is_sent:
             details["latency_us"] = spent // 1000
             details["attempts"] = self.attempts
-            if answer.chunks:
+            if answer.chunks and end != ends.HTTP_ERROR:
                 details["chunks"] = answer.chunks
             if asked.stream and self._first_ns is not None:
                 details["ttft_us"] = max(0, self._first_ns - self._began_ns) // 1000
@@ -209,6 +209,9 @@ class Call:
             found["client"] = self.client
         if not self.named:
             found["unattributed"] = True
+        claimed = sorted(name for name in self.claims or () if name != "ip_address")
+        if claimed:
+            found["claimed"] = claimed  # by whoever made the call: nobody has checked it
         return found
 
     def _event(self, kind: str, outcome: str, details: dict[str, Any]) -> dict[str, Any]:

@@ -122,13 +122,15 @@ def log_and_event(args: Sequence[str], command: str) -> tuple[str | None, str]:
 
 
 @contextlib.contextmanager
-def open_log(path: Path, *, write: bool = False, retention_days: int | None = None) -> Iterator[AuditLogger]:
+def open_log(
+    path: Path, *, write: bool = False, retention_days: int | None = None, service: str | None = None
+) -> Iterator[AuditLogger]:
     """The log at a path, which must be there. Bad bytes met while reading become ``Damaged``."""
     from ..core.errors import EntryRefused, Malformed, VerificationError
     from ..logger import AuditLogger
 
     try:
-        log = AuditLogger(path, retention_days, create=False)
+        log = AuditLogger(path, retention_days, create=False, service=service)
         try:
             yield log
         finally:

@@ -193,21 +193,11 @@ def _seen(doing: _Doing | None, keywords: Mapping[str, Any], tap: Callable[[Any,
     if hasattr(response, "_content"):
         body = Body(response.headers.get("content-type", ""), call.feed)
         body.feed(response.content)
-        _body_ended(call, body)
+        body.settle(call.answer)
         doing.how = READ
     else:
         tap(response, call)
         doing.how = TAPPED
-
-
-def _body_ended(call: Call, body: Body) -> None:
-    body.end()
-    answer = call.answer
-    # a server that leaves out [DONE] has still said why it stopped
-    answer.whole = answer.whole or body.is_done or (not body.is_stream and answer.chunks > 0) or (
-        body.is_stream and answer.finish_reason is not None)  # fmt: skip
-    if body.unreadable:
-        answer.whole = False
 
 
 def _is_whole(doing: _Doing, answer: Any) -> bool:
@@ -254,7 +244,7 @@ class _Tap:
 
     def end(self) -> str:
         """The source has no more."""
-        _body_ended(self.call, self.body)
+        self.body.settle(self.call.answer)
         return self.call.source_ended()
 
     def closed(self, closer: str) -> None:

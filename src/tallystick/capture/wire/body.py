@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from .answer import Answer
+
 DOCUMENT_BYTES_MAX = 64 << 20
 LINE_BYTES_MAX = 16 << 20
 _decode = msgspec.json.Decoder().decode
@@ -76,6 +78,15 @@ class Body:
             self._event_line(b"")
         elif rest.strip() or (self._kind == "json" and self.bytes):
             self._object(rest)
+
+    def settle(self, answer: Answer) -> None:
+        """No more bytes will come, and ``answer`` read them: whether it is whole. Ollama says ``done``; a stream of OpenAI ends with
+        ``[DONE]``, or without it by a server that has at least said why it stopped; a document is whole when it can be read."""
+        self.end()
+        if self._kind == "sse":
+            answer.whole = answer.whole or self.is_done or answer.finish_reason is not None
+        if self.unreadable:
+            answer.whole = False
 
     def _event_line(self, line: bytes) -> None:
         if line.startswith(b"data:"):

@@ -82,7 +82,10 @@ def _messages(asked: Asked, given: object) -> None:
 
 
 def read_answer(answer: Answer, part: Mapping[str, Any]) -> None:
-    """One object of an answer: a line of a stream, or the whole."""
+    """One object of an answer: a line of a stream, or the whole. An error is no part of an answer."""
+    if "error" in part:
+        answer.error = error_text(part["error"]) or "error"
+        return
     answer.chunks += 1
     message = part.get("message")
     if message is not None:
@@ -105,8 +108,6 @@ def read_answer(answer: Answer, part: Mapping[str, Any]) -> None:
         _finish(answer, part)
     elif answer.model is None:
         answer.model = name(part.get("model"))
-    if "error" in part:
-        answer.error = error_text(part["error"]) or "error"
 
 
 def _finish(answer: Answer, part: Mapping[str, Any]) -> None:
@@ -126,8 +127,9 @@ def _finish(answer: Answer, part: Mapping[str, Any]) -> None:
 
 def read_admin(answer: Answer, part: Mapping[str, Any]) -> None:
     """One object of the answer to pull, push, create, copy or delete."""
-    answer.chunks += 1
     if "error" in part:
         answer.error = error_text(part["error"]) or "error"
+        return
+    answer.chunks += 1
     if part.get("status") == "success":
         answer.whole = True

@@ -128,12 +128,17 @@ def _input(asked: Asked, body: Mapping[str, Any]) -> None:
 
 
 def read_answer(answer: Answer, part: Mapping[str, Any]) -> None:
-    """One object of an answer: the data of an event of a stream, or the whole body."""
+    """One object of an answer: the data of an event of a stream, or the whole body. An error is no part of an answer."""
+    if part.get("error"):
+        answer.error = error_text(part["error"]) or "error"
+        return
     answer.chunks += 1
     kind = part.get("object")
     if kind == "response" or (kind is None and isinstance(part.get("type"), str) and "choices" not in part):
         _read_response(answer, part)
         return
+    if kind is not None and not kind.endswith(".chunk") and "choices" in part:
+        answer.whole = answer.whole or any("message" in c or c.get("finish_reason") for c in part["choices"])
     for choice in part.get("choices") or ():
         index, piece = choice.get("index") or 0, choice.get("delta")
         if piece is None:
@@ -160,14 +165,12 @@ def read_answer(answer: Answer, part: Mapping[str, Any]) -> None:
         answer.server_id, answer.fingerprint = name(part.get("id")), name(part.get("system_fingerprint"))
     if kind in ("list", "embedding"):
         vectors = part.get("data") or ()
-        answer.vectors, answer.bore = len(vectors), True
+        answer.vectors, answer.bore, answer.whole = len(vectors), True, True
         first = vectors[0].get("embedding") if vectors else None
         answer.dimensions = len(first) if isinstance(first, list) else None
     _usage(answer, part.get("usage"))
     if "timings" in part:
         _timings(answer, part["timings"])
-    if part.get("error"):
-        answer.error = error_text(part["error"]) or "error"
 
 
 def _usage(answer: Answer, usage: Any) -> None:

@@ -1,0 +1,291 @@
+"""One request through the proxy and its answer back.
+
+The order, and what is on record if we die after each step:
+
+1. the request is read; what is a call to a model is recorded, durably   → a request without an end: visible
+2. it is forwarded, byte by byte as it came; its answer comes back as it comes
+3. the end is recorded before the last byte of the framing leaves         → whoever saw a whole answer has it on record
+
+Whoever goes away breaks off the other side: a client that leaves stops the model, a server that breaks is seen as broken.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from typing import Any
+
+import h11
+
+from ...core.errors import CallBlocked
+from .. import ends
+from ..calls import Call
+from ..recorder import Recorder
+from ..wire import ollama, openai
+from ..wire.asked import Asked
+from ..wire.body import Body
+from .claims import read_claims
+from .sides import Gone, Side, Upstream
+
+REQUEST_BYTES_MAX = 256 << 20
+_HOP_BY_HOP = frozenset([b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te",
+                         b"trailer", b"upgrade"])  # fmt: skip
+Headers = list[tuple[bytes, bytes]]
+
+
+class Exchange:
+    """``client`` sent ``request``; its body is still to be read."""
+
+    def __init__(self, recorder: Recorder, upstream: Upstream, client: Side, request: h11.Request) -> None:
+        self.recorder, self.upstream, self.client, self.request = recorder, upstream, client, request
+        self.call: Call | None = None
+        self.body: Body | None = None
+        self.server: Side | None = None
+
+    async def run(self) -> None:
+        """From the request's body to the end of its answer. Afterwards the client's connection is at the end of a message, or
+        broken."""
+        target = self.request.target.decode("ascii", "replace").partition("?")[0]
+        pieces: list[Any] = []
+        if self.request.method == b"POST" and is_model_path(target):
+            data, pieces = await self._whole_body()
+            if data is None:
+                await refuse(self.client, 413, "the request is too large to be recorded, and was not forwarded")
+                return
+            self._read_request(target, data)
+        if self.call is not None:
+            try:
+                await self.call.abegin()
+            except CallBlocked as e:
+                await refuse(self.client, 503, str(e))
+                return
+        try:
+            await self._forward(pieces)
+        except BaseException as e:
+            if self.call is not None:
+                self.call.failed(e)
+            raise
+
+    async def _whole_body(self) -> tuple[bytes | None, list[Any]]:
+        events, data = [], bytearray()
+        while True:
+            event = await self._next_of_request()
+            events.append(event)
+            if isinstance(event, h11.EndOfMessage):
+                return bytes(data), events
+            data += event.data
+            if len(data) > REQUEST_BYTES_MAX:
+                return None, events
+
+    async def _next_of_request(self) -> Any:
+        if self.client.h11.they_are_waiting_for_100_continue:
+            await self.client.send(h11.InformationalResponse(status_code=100, headers=[]))
+        event = await self.client.event()
+        if isinstance(event, h11.ConnectionClosed):
+            raise Gone
+        return event
+
+    def _read_request(self, target: str, data: bytes) -> None:
+        """What cannot be read as JSON is forwarded all the same; the server refuses it."""
+        try:
+            if _header(self.request.headers, b"content-encoding") in (b"gzip", b"x-gzip"):
+                data = gzip.decompress(data)
+            given = json.loads(data)
+        except (ValueError, OSError, EOFError, zlib.error, RecursionError):
+            return
+        asked = read_request(target, given) if isinstance(given, dict) else None
+        if asked is None:
+            return
+        peer = self.client.transport.get_extra_info("peername")
+        read = ollama.read_admin if asked.admin else ollama.read_answer if asked.provider == ollama.PROVIDER else openai.read_answer
+        agent = _header(self.request.headers, b"user-agent").decode("ascii", "replace")[:200]
+        self.call = Call(
+            self.recorder, asked, read, capture="proxy", endpoint=self.upstream.address.url + target, client=agent,
+            claims=read_claims(self.request.headers, peer[0] if peer else None),
+        )  # fmt: skip
+
+    # -- there and back --------------------------------------------------------------------------------------------------
+
+    async def _forward(self, pieces: list[Any]) -> None:
+        """``pieces``: the events of the request's body, if it was read; else it is read and forwarded as it comes."""
+        response: Any = None
+        for fresh in (False, True):
+            try:
+                self.server, was_used = await self.upstream.connect(fresh=fresh)
+            except OSError as e:
+                await self._unreachable(e)
+                return
+            self.client.on_gone = self.server.abort
+            try:
+                await self._send_request(pieces)
+                response = await self.server.event()
+                if isinstance(response, h11.ConnectionClosed):
+                    raise Gone
+                break
+            except Gone:
+                self.server.abort()
+                if self.client.is_gone:
+                    self._ended(ends.ABANDONED)
+                    raise
+                # an idle connection that the server had closed meanwhile: nothing of this request was looked at
+                if not was_used or not pieces:
+                    await self._cut(502, "the model server closed the connection before it answered")
+                    return
+            except h11.RemoteProtocolError as e:
+                self.server.abort()
+                await self._cut(502, f"the model server does not speak HTTP: {e}")
+                return
+        while isinstance(response, h11.InformationalResponse):
+            headers = _passed_on(response.headers)
+            await self.client.send(h11.InformationalResponse(status_code=response.status_code, headers=headers))
+            response = await self.server.event() if self.server else None
+        try:
+            await self._answer(response)
+        except Gone:
+            assert self.server is not None
+            self.server.abort()
+            self._ended(ends.ABANDONED if self.client.is_gone else ends.CUT)
+            self.client.abort()
+            raise
+        except h11.RemoteProtocolError as e:
+            assert self.server is not None
+            self.server.abort()
+            self._ended(ends.CUT, e)
+            self.client.abort()
+            raise Gone from None
+
+    async def _send_request(self, pieces: list[Any]) -> None:
+        server, address = self.server, self.upstream.address
+        assert server is not None
+        headers = _passed_on(self.request.headers)
+        if not address.is_here:  # a server elsewhere is found by its name; one here sees the name by which its client called
+            headers = [(n, v) for n, v in headers if n != b"host"] + [(b"host", address.authority.encode())]
+        target = address.path.encode() + self.request.target
+        await server.send(h11.Request(method=self.request.method, target=target, headers=headers))
+        if pieces:
+            for piece in pieces:
+                await server.send(piece)
+            return
+        while True:
+            event = await self._next_of_request()
+            await server.send(event)
+            if isinstance(event, h11.EndOfMessage):
+                return
+
+    async def _answer(self, response: h11.Response) -> None:
+        server, call = self.server, self.call
+        assert server is not None
+        headers = _passed_on(response.headers)
+        if call is not None:
+            call.status = response.status_code
+            headers.append((b"x-audit-event-id", call.event_id.encode()))
+            self.body = Body(_header(response.headers, b"content-type").decode("ascii", "replace"), call.feed,
+                             _header(response.headers, b"content-encoding").decode("ascii", "replace"))  # fmt: skip
+        await self.client.send(h11.Response(status_code=response.status_code, headers=headers, reason=response.reason))
+        while True:
+            event = await server.event()
+            if isinstance(event, h11.Data):
+                data = bytes(event.data)
+                if self.body is not None and call is not None:
+                    self.body.feed(data)
+                    call.delivered += 1
+                await self.client.send(h11.Data(data=data))
+            elif isinstance(event, h11.EndOfMessage):
+                break
+            else:
+                raise Gone
+        if call is not None and self.body is not None and call.is_open:
+            end = self._word(response.status_code)
+            await self._look_up(call)
+            await call.afinish(end)
+        self.client.on_gone = None
+        await self.client.send(h11.EndOfMessage())
+        self.upstream.give_back(server)
+
+    def _word(self, status: int) -> str:
+        call, body = self.call, self.body
+        assert call is not None and body is not None
+        body.settle(call.answer)
+        if status >= 400:
+            return ends.HTTP_ERROR
+        return ends.OK if call.asked.admin and call.answer.error is None else call.source_ended()
+
+    def _ended(self, end: str, error: BaseException | None = None) -> None:
+        """Ended by somebody who went away. A client may do so as soon as it has seen the end of the answer, or nonsense."""
+        if self.call is None:
+            return
+        if end == ends.ABANDONED and self.body is not None:
+            if self.body.is_done or self.call.answer.whole:
+                self.body.settle(self.call.answer)
+                end = self.call.source_ended()
+            elif self.call.answer.error is not None:
+                end = ends.MID_STREAM_ERROR
+            elif self.body.unreadable:
+                end = ends.TRUNCATED
+        self.call.finish(end, error)
+
+    async def _look_up(self, call: Call) -> None:
+        servers = self.recorder.servers
+        if servers.is_due(call):
+            servers.learn(call, await self._get("/api/tags"), await self._get("/api/version"))
+        servers.tell(call)
+
+    async def _get(self, path: str) -> Any:
+        """JSON of the server; None for whatever goes wrong: it is nobody's call."""
+        try:
+            side, _ = await self.upstream.connect(fresh=True)
+            try:
+                await side.send(h11.Request(method="GET", target=path, headers=[("host", self.upstream.address.authority)]))
+                await side.send(h11.EndOfMessage())
+                data = bytearray()
+                while not isinstance(event := await side.event(), h11.EndOfMessage):
+                    data += event.data if isinstance(event, h11.Data) else b""
+                return json.loads(data)
+            finally:
+                side.close()
+        except (OSError, Gone, h11.ProtocolError, ValueError):
+            return None
+
+    async def _unreachable(self, error: OSError) -> None:
+        if self.call is not None:
+            await self.call.afinish(ends.REFUSED, error)
+        why = f"the model server at {self.upstream.address.url} cannot be reached ({type(error).__name__})"
+        await refuse(self.client, 502, why, self.call)
+
+    async def _cut(self, status: int, why: str) -> None:
+        if self.call is not None:
+            await self.call.afinish(ends.CUT)
+        await refuse(self.client, status, why, self.call)
+
+
+def read_request(target: str, given: dict[str, Any]) -> Asked | None:
+    """The facts of a request in either dialect."""
+    return ollama.read_request(target, given) if target.startswith("/api/") else openai.read_request(target, given)
+
+
+def is_model_path(target: str) -> bool:
+    """A path whose requests may be calls, or change a model: only these are read before they are forwarded."""
+    return (target.startswith("/api/") and not target.startswith("/api/blobs/")) or target.rstrip("/").endswith(
+        ("/chat/completions", "/completions", "/embeddings", "/responses"))  # fmt: skip
+
+
+async def refuse(client: Side, status: int, why: str, call: Call | None = None) -> None:
+    """An answer of our own, in the shape that both kinds of clients read; the connection ends with it."""
+    body = json.dumps({"error": why}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+    if call is not None:
+        headers.append((b"x-audit-event-id", call.event_id.encode()))
+    await client.send(h11.Response(status_code=status, headers=headers))
+    await client.send(h11.Data(data=body))
+    await client.send(h11.EndOfMessage())
+
+
+def _header(headers: Any, name: bytes) -> bytes:
+    return next((bytes(value) for key, value in headers if key == name), b"")
+
+
+def _passed_on(headers: Any) -> Headers:
+    """What is not for the next hop alone, nor for us."""
+    named = {word.strip().lower() for key, value in headers if key == b"connection" for word in value.split(b",")}
+    return [(key, value) for key, value in headers if key not in _HOP_BY_HOP and key not in named and not key.startswith(b"x-audit-")]
