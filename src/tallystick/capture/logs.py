@@ -7,13 +7,13 @@ happens when the log cannot be written says ``failure`` in ``log.toml``. Nothing
 What is said in a message is content: the entry has its length, the text (8,000 characters, redacted) is a payload, encrypted beside
 the log, where the log keeps previews. An event is, unless its ``audit`` says otherwise,
 
-* of type ``system_error`` and outcome ``failure`` from ERROR upwards, else of type ``logging.record`` and outcome ``success``: whether
-  a line of a log is an access, a change or something that a user did is known to whoever wrote it, and to nobody else;
+* of type ``system_error`` and outcome ``failure`` from ERROR upwards, else of type ``logging.record`` and outcome ``success``:
+  whether a line of a log is an access, a change or something that a user did is known to whoever wrote it, and to nobody else;
 * about the resource ``logger:`` and the logger's name, with the action ``log message``;
 * by whoever the audit context says, else the service; of the moment at which the logging call was made.
 
 Details: ``logger``, ``level``, ``where`` (module, function, line), ``message_chars``, and ``error`` (type, length) where an exception
-came along. Values in ``details`` that have no place in an entry (``Decimal``, ``datetime``, …) become text: nobody is there to be told.
+came along. Values in ``details`` that have no place in an entry (``Decimal``, ``datetime``) become text: nobody is there to be told.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from __future__ import annotations
 import logging
 import math
 import sys
-import threading
 from collections.abc import Callable, Mapping, MutableMapping
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
@@ -64,14 +63,14 @@ class AuditHandler(logging.Handler):
     ``logger.info("paid", extra={"audit": {"event_type": "data_modification", "actor": "ana", "resource": "erp:4711"}})``
 
     With ``everything=True`` whatever else reaches it is recorded too; ``level`` counts for both. Records of the logger ``tallystick``
-    and of what writes the log while it does so are not recorded. Behind a ``QueueHandler`` the audit context of the caller is gone: name
-    the actor in ``audit``.
+    are not recorded, nor those that come while this thread is in the middle of writing the log, unless they carry ``audit``. Behind
+    a ``QueueHandler`` the audit context of the caller is gone: name the actor in ``audit``.
     """
 
     def __init__(self, log: Logger, level: int | str = logging.NOTSET, *, everything: bool = False) -> None:
         super().__init__(level)
         self.everything = everything
-        self._log, self._way = log, _Way(log)
+        self._log = log
 
     def handle(self, record: logging.LogRecord) -> Any:
         """As every handler, but without its lock: events of many threads are written together, and a thread that holds a lock of the
@@ -90,7 +89,7 @@ class AuditHandler(logging.Handler):
         if not asked and not self.everything:
             return
         try:
-            self._way.put(_event(self._log, said if isinstance(said, Mapping) else {}, _of(record)), asked=asked)
+            _put(self._log, _event(self._log, said if isinstance(said, Mapping) else {}, _of(record)), asked=asked)
         except CallBlocked:
             raise
         except Exception:  # noqa: BLE001  # whatever a record holds, the program goes on
@@ -98,20 +97,19 @@ class AuditHandler(logging.Handler):
 
 
 def audit_processor(log: Logger) -> Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]:
-    """A processor for structlog: an event with ``audit=True``, or a dict with keywords of ``AuditLogger.log``, is recorded; every event
-    is passed on as it is, without the key ``audit``.
+    """A processor for structlog: an event with ``audit=True``, or a dict with keywords of ``AuditLogger.log``, is recorded; every
+    event is passed on as it is, without the key ``audit``.
 
     ``structlog.configure(processors=[audit_processor(log), …])``, before what renders. Other values of the event are content: their
-    names, types and lengths are ``details.fields``, a preview of them is a payload. What structlog then hands to ``logging`` is recorded
-    once more if there is an ``AuditHandler`` for everything.
+    names, types and lengths are ``details.fields``, a preview of them is a payload. What structlog then hands to ``logging`` is
+    recorded once more if there is an ``AuditHandler`` for everything.
     """
-    way = _Way(log)
 
     def process(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         said = event.pop("audit", None)
         if said is True or isinstance(said, Mapping):
             try:
-                way.put(_event(log, said if isinstance(said, Mapping) else {}, _of_dict(logger, method, event)), asked=True)
+                _put(log, _event(log, said if isinstance(said, Mapping) else {}, _of_dict(logger, method, event)), asked=True)
             except CallBlocked:
                 raise
             except Exception:  # whatever an event holds, the program goes on
@@ -133,28 +131,15 @@ class _Said(NamedTuple):
     fields: Mapping[str, Any]
 
 
-class _Way:
-    """Into the log, past what the log itself has to say."""
-
-    def __init__(self, log: Logger) -> None:
-        self._log = log
-        self._busy = threading.local()
-
-    def put(self, event: dict[str, Any], *, asked: bool) -> None:
-        recorder = self._log.recorder
-        given = event.get("event_id")
-        event_id = given if isinstance(given, str) and given else CLOCK.event_id()
-        if getattr(self._busy, "now", False) or interrupts_the_log():
-            # of a signal handler or a finaliser in the middle of the log; or of the log, which asks for nothing of the kind
-            if asked:
-                recorder.later(lambda: recorder.put(event, event_id))
-            return
+def _put(log: Logger, event: dict[str, Any], *, asked: bool) -> None:
+    recorder = log.recorder
+    given = event.get("event_id")
+    event_id = given if isinstance(given, str) and given else CLOCK.event_id()
+    if not interrupts_the_log():
         recorder.expect_late()
-        self._busy.now = True
-        try:
-            recorder.put(event, event_id)
-        finally:
-            self._busy.now = False
+        recorder.put(event, event_id)
+    elif asked:  # of a signal handler or a finaliser in the middle of the log; the log itself asks for nothing
+        recorder.later(lambda: recorder.put(event, event_id))
 
 
 def _of(record: logging.LogRecord) -> _Said:
@@ -177,8 +162,10 @@ def _of_dict(logger: Any, method: str, event: Mapping[str, Any]) -> _Said:
     site = [str(event[key]) for key in ("module", "func_name") if key in event]  # of structlog's CallsiteParameterAdder
     where = ".".join(site) + (f":{event['lineno']}" if "lineno" in event else "")
     fields = {str(key): value for key, value in event.items() if key not in ("event", "exc_info")}
-    return _Said(name if isinstance(name, str) else "structlog", _LEVELS.get(method, logging.INFO), where,
-                 _text(event.get("event", "")), error if isinstance(error, BaseException) else None, CLOCK.wall_us(), fields)  # fmt: skip
+    error = error if isinstance(error, BaseException) else None
+    name = name if isinstance(name, str) else "structlog"
+    level = _LEVELS.get(method, logging.INFO)
+    return _Said(name, level, where, _text(event.get("event", "")), error, CLOCK.wall_us(), fields)
 
 
 def _event(log: Logger, given: Mapping[str, Any], said: _Said) -> dict[str, Any]:
@@ -206,8 +193,10 @@ def _event(log: Logger, given: Mapping[str, Any], said: _Said) -> dict[str, Any]
             payloads["fields"] = _payload(preview(dict(said.fields)))
     own, theirs = given.get("details"), given.get("payloads")
     event = {key: value for key, value in who.items() if key in NAMES and value is not None}
-    event |= {"event_type": AuditEventType.SYSTEM_ERROR.value if is_error else EVENT_TYPE, "resource": f"logger:{name}",
-              "action": ACTION, "outcome": "failure" if is_error else "success", "timestamp": format_time(said.moment_us)}  # fmt: skip
+    event |= {
+        "event_type": AuditEventType.SYSTEM_ERROR.value if is_error else EVENT_TYPE, "resource": f"logger:{name}", "action": ACTION,
+        "outcome": "failure" if is_error else "success", "timestamp": format_time(said.moment_us),
+    }  # fmt: skip
     event |= {str(key): value if key == "timestamp" else _spelled(value) for key, value in given.items() if value is not None}
     event["details"] = details | _spelled(own) if isinstance(own, Mapping) else details if own is None else _spelled(own)
     if theirs is not None:
