@@ -67,21 +67,23 @@ def build_tool(log: Logger, function: Callable[..., Any] | None = None, name: st
 
 
 class Run:
-    """One run of a tool, begun now: who acts and who asked are read before it runs."""
+    """One run of a tool, begun now: who acts and who asked are read before it runs. ``what``: type, resource and action of the entry
+    where it is something else than a tool; ``more``: further details."""
 
     def __init__(
         self, log: Logger, name: str, named: list[tuple[str, Any]], *, asked_by: str | None = None,
-        claims: Mapping[str, Any] | None = None, more: Mapping[str, Any] | None = None,
+        claims: Mapping[str, Any] | None = None, more: Mapping[str, Any] | None = None, what: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        self.log, self.name, self.named, self.asked_by = log, name, named, asked_by
-        self.more = dict(more or {})
+        self.log, self.named, self.asked_by = log, named, asked_by
+        self.what = dict(what or {"event_type": EVENT_TYPE, "resource": f"tool:{name}", "action": name})
+        self.more = {**({} if what else {"tool": name}), **(more or {})}
         self.who, self.is_named = log.recorder.who(claims)
         self._began_ns = time.perf_counter_ns()
 
     def event(self, result: Any = None, error: BaseException | None = None) -> dict[str, Any]:
         """The keywords of ``log`` for its end."""
         spent = time.perf_counter_ns() - self._began_ns
-        details: dict[str, Any] = {"tool": self.name, "latency_us": spent // 1000, **arguments(self.named), **self.more}
+        details: dict[str, Any] = {**self.more, "latency_us": spent // 1000, **arguments(self.named)}
         payloads = previews(self.log, self.named)
         gave(self.log, details, payloads, result, error)
         event = {name: value for name, value in self.who.items() if name in NAMES and value is not None}
@@ -89,8 +91,8 @@ class Run:
             details["unattributed"] = True
         if self.asked_by is not None:
             details["asked_by"] = event["parent_id"] = self.asked_by
-        return event | {"event_type": EVENT_TYPE, "resource": f"tool:{self.name}", "action": self.name,
-                        "outcome": "success" if error is None else "failure", "details": details, "payloads": payloads}  # fmt: skip
+        outcome = "success" if error is None else "failure"
+        return event | self.what | {"outcome": outcome, "details": details, "payloads": payloads}
 
     def failed(self, error: BaseException) -> None:
         """Record that it raised. Not awaited: a cancelled task may not get another turn. Never raises; the error is on its way."""
