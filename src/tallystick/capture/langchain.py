@@ -198,7 +198,7 @@ class AuditCallbackHandler(BaseCallbackHandler):
             more["tool_call_id"] = call_id
         while len(self._runs) >= _OPEN_MAX:
             self._runs.pop(next(iter(self._runs)))
-        asked_by = self._recorder.evidence.asked_for(tool, given if _is_plain(given) else {})
+        asked_by = self._recorder.evidence.asked_for(tool, given) if _is_plain(given) else None
         self._runs[run_id] = Run(self._log, tool, list(given.items()), asked_by=asked_by, more=more)
 
     @_guarded
