@@ -398,7 +398,7 @@ def test_a_tool_is_an_entry_that_points_to_the_call_that_asked_for_it(log, serve
     with tracer.start_as_current_span("run", attributes=TOOL_DIALECTS[dialect]):
         pass
     row, call = only(log, "ai.tool"), only(log)
-    assert (row["action"], row["resource"], row["outcome"], row["parent_id"]) == ("weather", "weather", "success", call["event_id"])
+    assert (row["action"], row["resource"], row["outcome"], row["parent_id"]) == ("weather", "tool:weather", "success", call["event_id"])
     details = row["details"]
     assert (details["tool"], details["is_error"], details["arguments_chars"], details["result_chars"]) == ("weather", False, 24, 5)
     assert details["latency_us"] >= 0

@@ -110,7 +110,8 @@ _spans: weakref.WeakKeyDictionary[Recorder, _Spans] = weakref.WeakKeyDictionary(
 
 
 class AuditSpanProcessor(SpanProcessor):
-    """Records every span of a model call as one ``ai_response``, and every span of a tool as one ``ai.tool``, when it ends.
+    """Records every span of a model call as one ``ai_response``, and every span of a tool as one ``ai.tool``, when it ends. A tool is
+    linked (``asked_by``, ``parent_id``) to the call of this process that asked for it, where its span has the arguments.
 
     ``on_end`` records at once and in the caller's thread (a disk sync, some milliseconds; in a coroutine it blocks the loop for as
     long). It raises nothing: what happens when the log cannot be written is ``[ai] failure`` in ``log.toml``, except that
@@ -130,8 +131,8 @@ class AuditSpanProcessor(SpanProcessor):
     which for a stream also means closed or dropped by its caller: spans do not tell one from the other.
 
     *Counted once.* Spans of calls nest where a framework and a provider, or two instrumentations, are both instrumented. The
-    innermost is the call; the ones around it become ``ai.span`` entries with ``duplicate_of``, the event id of the call; what a tool
-    asks is another call. A span that comes again is recorded once. Not seen: two spans of one call that are not one
+    innermost is the call; the ones around it become ``ai.span`` entries with ``duplicate_of``, the event id of the call; what a
+    tool asks is another call. A span that comes again is recorded once. Not seen: two spans of one call that are not one
     inside the other, and calls that tallystick records itself at the same time (``wrap``, ``instrument``, proxy); use one of both.
     """
 
@@ -267,11 +268,11 @@ class AuditSpanProcessor(SpanProcessor):
                     details[word] = len(value) if isinstance(value, str) else len(arguments_text(value))
         if failed:
             details["error"] = _error(span, attributes)[0]
-        event = _event(span, who, TOOL, tool, tool, "failure" if failed else "success", details)
+        event = _event(span, who, TOOL, f"tool:{tool}", tool, "failure" if failed else "success", details)
         arguments = _json(given)
-        asker = recorder.evidence.asked_for(tool, dict(arguments) if isinstance(arguments, Mapping) else {})
+        asker = recorder.evidence.asked_for(tool, dict(arguments)) if isinstance(arguments, Mapping) else None
         if asker is not None:
-            event["parent_id"] = asker
+            event["parent_id"] = details["asked_by"] = asker
         self._put(event, event_id)
         if asker is not None and not failed:
             recorder.evidence.tool_ran(asker)
