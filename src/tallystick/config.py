@@ -12,6 +12,7 @@ from .capture.content import POLICIES
 from .capture.recorder import FAILURES
 from .core.checkpoint import check_origin
 from .core.errors import ConfigError, Malformed
+from .reports.approvals import Rule
 
 
 class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +53,13 @@ class AI(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[AIRule, ...] = ()
 
 
+class ApprovalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What needs an approval: ``action`` (a pattern), and ``where``: ``details.amount > 50``, several joined by ``and``."""
+
+    action: str
+    where: str = ""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. ``keys`` is relative to the log folder."""
 
@@ -63,6 +71,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retention: Retention = Retention()
     segments: Segments = Segments()
     ai: AI = AI()
+    approval: tuple[ApprovalRule, ...] = ()
 
 
 def build_settings(origin: str, timezone: str, keys: str, retention_days: int) -> bytes:
@@ -84,6 +93,10 @@ look_up = true            # ask Ollama for the digest behind a model's name
 # [[ai.rules]]            # the first rule that matches decides for its calls
 # model = "llama3*"       # * ? and [ ] match; also actor, resource
 # content = "full"
+
+# [[approval]]            # what needs an approval; tally query, trace and status say what lacks it
+# action = "post invoice"
+# where = "details.amount > 50"
 
 [retention]
 days = {retention_days}
@@ -112,6 +125,11 @@ def read_settings(folder: Path) -> Settings:
         if word not in POLICIES:
             where = f"ai.rules[{number - 1}].content" if number else "ai.content"
             raise ConfigError(f"{path}: {where} is one of {', '.join(POLICIES)}")
+    for number, rule in enumerate(settings.approval):
+        try:
+            Rule.parse(rule.action, rule.where)
+        except (ValueError, TypeError) as e:
+            raise ConfigError(f"{path}: approval[{number}]: {e}") from e
     if settings.ai.failure not in FAILURES:
         raise ConfigError(f"{path}: ai.failure is one of {', '.join(FAILURES)}")
     if settings.retention.days < 0 or settings.segments.bytes < 4096:

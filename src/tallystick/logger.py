@@ -29,6 +29,7 @@ from .log.queue import Submitted
 from .log.writer import Writer
 from .memory import Memory, default_memory
 from .opening import log_path, open_or_create
+from .reports import approvals
 from .vault import Place
 
 Client = TypeVar("Client")
@@ -137,6 +138,14 @@ class AuditLogger:
 
         wrapped: Client = wrap(self.recorder, client)
         return wrapped
+
+    def tool(self, function: Any = None, *, name: str | None = None) -> Any:
+        """``@log.tool``: a function, synchronous or not, that a model may ask for. Every run is an ``ai.tool`` entry;
+        where an answer on record asked for it with just these arguments it is linked to that call, whose answer then counts as
+        used. ``name``: what the model calls it. Raises like ``@audited`` when it cannot be recorded."""
+        from .capture.tools import build_tool
+
+        return build_tool(self, function, name)
 
     def outcome(
         self, answer: object, status: str, *, ref: str | None = None, by: str | None = None, kind: str = "code",
@@ -329,6 +338,11 @@ class AuditLogger:
         from .verification import integrity_check
 
         return integrity_check(self, at=at, verify=verify)
+
+    @property
+    def approval_rules(self) -> tuple[approvals.Rule, ...]:
+        """What needs an approval (``[[approval]]`` in ``log.toml``)."""
+        return tuple(approvals.Rule.parse(rule.action, rule.where) for rule in self._handle.settings.approval)
 
     @property
     def keeps_previews(self) -> bool:

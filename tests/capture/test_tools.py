@@ -205,4 +205,4 @@ def test_methods_and_values_of_any_kind(log, client):
     endless.append(endless)
     assert isinstance(Station().weather(endless, 2), Unspeakable)
     assert len(tools(log)) == 3
-    assert all(entry.parent_id for entry in tools(log))
+    assert [bool(entry.parent_id) for entry in tools(log)] == [True, False, False]  # what the model asked for, and what nobody did

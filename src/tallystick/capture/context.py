@@ -33,4 +33,7 @@ def audit_context(*, case: str | None = None, **values: str | None) -> Iterator[
     try:
         yield
     finally:
-        _context.reset(token)
+        try:
+            _context.reset(token)
+        except ValueError:  # a coroutine that was never resumed, collected in another context: nothing of ours is set there
+            pass

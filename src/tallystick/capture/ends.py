@@ -53,9 +53,10 @@ def end_of(error: BaseException, *, answered: bool) -> tuple[str, int | None]:
         word = _BY_NAME.get(kind.__name__)
         if word is not None:
             return (CUT if word == REFUSED and answered else word), None
-    if type(error).__name__ == "APIConnectionError" and error.__cause__ is not None:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "APIConnectionError" in names and error.__cause__ is not None:
         return end_of(error.__cause__, answered=answered)
-    if type(error).__name__ in ("ResponseError", "APIError"):  # an error inside a stream whose status was 200
+    if names & {"ResponseError", "APIError"}:  # an error inside a stream whose status was 200
         return MID_STREAM_ERROR, None
     return (MID_STREAM_ERROR if answered else NOT_SENT), None
 

@@ -18,11 +18,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ..core.outcomes import INVALID, REPEATED, TOOL_EXECUTED
 from .wire.answer import Answer
 from .wire.asked import Asked
 
-TOOL_EXECUTED, REPEATED, INVALID = "tool executed", "repeated", "invalid"
-AUTOMATIC = frozenset([TOOL_EXECUTED, REPEATED, INVALID])
 _REMEMBERED = 2048
 _ECHO_CHARS_MIN = 2
 
@@ -80,9 +79,10 @@ class Evidence:
                 self._tell(event_id, "used", evidence)
 
     def asked_for(self, tool: str, arguments: dict[str, Any]) -> str | None:
-        """The call whose answer asked for this tool with these arguments, else the last one that asked for this tool."""
+        """The call whose answer asked for this tool with just these arguments, and was not seen to be answered for it yet; None where
+        nobody asked for that: code may run its tools without any model."""
         with self._lock:
-            return self._tools.get(("call", tool, _canonical(arguments))) or self._tools.get(("name", tool))
+            return self._tools.pop(("call", tool, _canonical(arguments)), None)
 
     def tool_ran(self, event_id: str) -> None:
         """A tool that the answer asked for was seen to run."""

@@ -34,7 +34,7 @@ except ImportError as e:
     raise ImportError("tallystick.capture.litellm needs litellm: pip install tallystick[litellm]") from e
 
 if TYPE_CHECKING:
-    from ..logger import AuditLogger
+    from .recorder import Recording
 
 CAPTURE = "litellm"
 _logger = logging.getLogger("tallystick")
@@ -107,7 +107,7 @@ class AuditLiteLLM(CustomLogger):  # type: ignore[misc,unused-ignore]
     the same. Where that must not be, use ``tally proxy`` or a wrapped client.
     """
 
-    def __init__(self, log: AuditLogger) -> None:
+    def __init__(self, log: Recording) -> None:
         super().__init__()
         self._recorder = log.recorder
         self._open: dict[str, _Call] = {}

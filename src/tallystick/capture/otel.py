@@ -42,7 +42,7 @@ except ImportError as e:
     raise ImportError("tallystick.capture.otel needs the OpenTelemetry SDK: pip install tallystick[otel]") from e
 
 if TYPE_CHECKING:
-    from ..logger import AuditLogger
+    from .recorder import Recording
 
 SPAN, TOOL = "ai.span", "ai.tool"
 CAPTURE = "otel"
@@ -136,7 +136,7 @@ class AuditSpanProcessor(SpanProcessor):
     inside the other, and calls that tallystick records itself at the same time (``wrap``, ``instrument``, proxy); use one of both.
     """
 
-    def __init__(self, log: AuditLogger) -> None:
+    def __init__(self, log: Recording) -> None:
         self._recorder = log.recorder
         self._spans = _spans.setdefault(self._recorder, _Spans())
         self._said: set[str] = set()

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from ..core.entry import AuditEntry
 from ..core.errors import AuditError
+from ..core.outcomes import STATUSES
 from .bearer import borne_by
 
-STATUSES = ("used", "used_modified", "rejected", "failed_validation", "failed_downstream", "superseded", "expired")
 EVENT_TYPE = "ai.outcome"
 FINISHED = "ai_response"
 STARTED = "ai_request"

@@ -68,6 +68,14 @@ class Journal(Protocol):
         """Record what became of an answer."""
 
 
+class Recording(Protocol):
+    """What a handler or a processor is given: a logger."""
+
+    @property
+    def recorder(self) -> Recorder:
+        """What it records through."""
+
+
 class Recorder:
     """Records calls, tools and whatever else is captured, into one log. Safe for threads, forks, finalisers and signal handlers."""
 
@@ -133,7 +141,12 @@ class Recorder:
     def _keep(self, keywords: dict[str, Any], event_id: str, error: AuditError) -> None:
         """Under the lock: into the spool, or only counted."""
         now = CLOCK.wall_us()
-        kept = self.failure == "spool" and not isinstance(error, EntryRefused) and self._spool.put(Spooled(keywords, event_id, now))
+        kept = False
+        if self.failure == "spool" and not isinstance(error, EntryRefused):
+            try:
+                kept = self._spool.put(Spooled(keywords, event_id, now))
+            except (TypeError, ValueError, AttributeError) as e:  # values that no log could hold either
+                error = EntryRefused(f"an event that cannot be kept: {type(e).__name__}")
         with contextlib.suppress(AuditError):
             self.journal.owe(1, now, now, _cause(error), is_full=isinstance(error, DiskFull))
         if kept:
@@ -143,7 +156,7 @@ class Recorder:
         if word not in self._said:
             self._said.add(word)
             then = "kept in the spool, and recorded as soon as it can be" if kept else "NOT recorded; it is counted"
-            _logger.error("the audit log cannot be written: %s. A call to a model is %s (said once)", error, then)
+            _logger.error("the audit log cannot be written: %s. An event is %s (said once)", error, then)
 
     def _drain(self) -> None:
         """Under the lock: what waits goes first, that of dead processes before ours. Raises why it cannot."""
@@ -160,7 +173,7 @@ class Recorder:
 
     def _again(self, event: Spooled) -> None:
         try:
-            self.journal.again({**event.keywords, "timestamp": format_time(event.moment_us)}, event.event_id)
+            self.journal.again({"timestamp": format_time(event.moment_us), **event.keywords}, event.event_id)
         except (EntryRefused, Conflict) as e:  # it will never be recorded, and must not keep others back
             _logger.error("an event in the spool cannot be recorded: %s", e)
 

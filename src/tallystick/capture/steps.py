@@ -61,7 +61,7 @@ class WatchedGenerator(Generator[Any, Any, Any]):
 
     def __init__(self, inner: Generator[Any, Any, Any], watcher: Watcher) -> None:
         self._inner, self._watcher = inner, watcher
-        self._began = self._over = False
+        self._began = self._over = self._running = False
         self._send = inner.send
         self._item = watcher.item
 
@@ -74,6 +74,9 @@ class WatchedGenerator(Generator[Any, Any, Any]):
     def send(self, value: Any) -> Any:
         if not self._began:
             self._begin()
+        if self._running:
+            return self._send(value)  # entered again while it runs: Python refuses that, and it ends nothing
+        self._running = True
         try:
             item = self._send(value)
         except StopIteration:
@@ -82,6 +85,8 @@ class WatchedGenerator(Generator[Any, Any, Any]):
         except BaseException as e:
             self._fail(e)
             raise
+        finally:
+            self._running = False
         self._item()
         return item
 
@@ -118,9 +123,9 @@ class WatchedGenerator(Generator[Any, Any, Any]):
         self._item()
         return item
 
-    def close(self) -> None:
+    def close(self) -> Any:
         try:
-            self._inner.close()
+            return self._inner.close()  # from Python 3.13 on it returns something
         finally:
             if not self._over:
                 self._over = True
@@ -137,7 +142,7 @@ class WatchedAsyncGenerator(AsyncGenerator[Any, Any]):
 
     def __init__(self, inner: AsyncGenerator[Any, Any], watcher: AsyncWatcher) -> None:
         self._inner, self._watcher = inner, watcher
-        self._began = self._over = False
+        self._began = self._over = self._running = False
 
     def __aiter__(self) -> WatchedAsyncGenerator:
         return self
@@ -154,6 +159,9 @@ class WatchedAsyncGenerator(AsyncGenerator[Any, Any]):
                 self._over = True
                 await self._inner.aclose()
                 raise
+        if self._running:
+            return await self._inner.asend(value)  # entered again while it runs: Python refuses that, and it ends nothing
+        self._running = True
         try:
             item = await self._inner.asend(value)
         except StopAsyncIteration:
@@ -166,6 +174,8 @@ class WatchedAsyncGenerator(AsyncGenerator[Any, Any]):
                 self._over = True
                 self._watcher.failed(e)
             raise
+        finally:
+            self._running = False
         self._watcher.item()
         return item
 

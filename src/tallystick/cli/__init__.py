@@ -31,6 +31,7 @@ COMMANDS = {
     "ai": "Calls to models, and what became of their answers.",
     "outcome": "Say what became of an answer.",
     "approve": "Say who decided about an answer or an action.",
+    "trace": "One case from the first request to the last effect.",
     "report": "A report over a period: full, security, data_access or ai_usage.",
     "archive": "Move entries that are old enough into compressed files.",
     "export": "The stored lines as they are.",

@@ -22,8 +22,8 @@ Example:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def command(args: tuple[str, ...], ref: str | None, by: str | None, kind: str, reason: str | None, as_json: bool) -> None:
     """Say what became of an answer: used, used_modified, rejected, failed_validation, failed_downstream, superseded, expired."""
-    from ..capture.outcome import STATUSES
     from ..clock import system_user
+    from ..core.outcomes import STATUSES
 
     if len(args) not in (2, 3):
         raise click.UsageError("outcome takes [LOG] EVENT STATUS, for instance: tally outcome '#17' used --ref erp:4711")

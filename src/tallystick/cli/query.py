@@ -59,11 +59,12 @@ Example:
 @click.option("--newest-first", is_flag=True)
 @click.option("--after", type=click.IntRange(0), metavar="INDEX", help="Page on: what follows that index in the chosen order.")
 @click.option("--archives", metavar="FOLDER", help="Read archived entries there as well.")
+@click.option("--unapproved", is_flag=True, help="Only what needed an approval and had none of somebody who is known.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.option("--jsonl", is_flag=True, help="One JSON object a line, as they are found.")
 def command(
     log: str | None, on: str | None, since: str | None, until: str | None, period: str | None, where: tuple[str, ...],
-    limit: int, newest_first: bool, after: int | None, archives: str | None, as_json: bool, jsonl: bool,
+    limit: int, newest_first: bool, after: int | None, archives: str | None, unapproved: bool, as_json: bool, jsonl: bool,
     **fields: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Find entries; oldest first. All conditions must hold."""
@@ -72,7 +73,9 @@ def command(
     filters, extra = _filters(fields, where)
     with open_log(find_log(log)) as opened:
         asked = parse_period(opened.zone, on, since, until, period)
-        entries = Answers(opened, filters, extra, asked, newest_first, after, archives)
+        if unapproved and not opened.approval_rules:
+            raise click.UsageError(f"{opened.path}/log.toml has no [[approval]] that says what needs one")
+        entries = Answers(opened, filters, extra, asked, newest_first, after, archives, unapproved=unapproved)
         if jsonl:
             _print_lines(opened, entries, limit)
         elif as_json:
@@ -111,16 +114,24 @@ class Answers:
 
     def __init__(
         self, log: AuditLogger, filters: dict[str, Any], extra: Question, period: Period, newest_first: bool, after: int | None,
-        archives: str | None,
+        archives: str | None, *, unapproved: bool = False,
     ) -> None:  # fmt: skip
         self.log, self.filters, self.extra, self.period = log, filters, extra, period
         self.newest_first, self.after, self.archives = newest_first, after, archives
+        self.rules, self.unapproved = log.approval_rules, unapproved
 
     def __iter__(self) -> Iterator[AuditEntry]:
         page = {"before" if self.newest_first else "after": self.after}
         found = self.log.entries(self.filters, self.period.start, self.period.end, newest_first=self.newest_first,
                                  archives=self.archives, **page)  # fmt: skip
-        return (entry for entry in found if self.extra.matches(entry))
+        return (entry for entry in found if self.extra.matches(entry) and (not self.unapproved or self.lacks(entry)))
+
+    def lacks(self, entry: AuditEntry) -> str | None:
+        """What an entry lacks of the approval that it needs: ``missing``, ``later``, ``rejected`` or ``self-reported``."""
+        from ..reports.approvals import GIVEN, approval_of
+
+        found = approval_of(self.log, self.rules, entry) if self.rules else None
+        return found.state if found is not None and found.state != GIVEN else None
 
     def own_left_out(self) -> int:
         """Entries about the log itself that the question would match, had it asked for them."""
@@ -194,7 +205,7 @@ def _print_table(log: AuditLogger, entries: Answers, limit: int) -> None:
     screen.line(log.origin, "dim")
     screen.blank()
     if shown:
-        _rows(screen, shown, moments, offsets="," in heading.rpartition("(")[2])
+        _rows(screen, entries, shown, moments, offsets="," in heading.rpartition("(")[2])
         screen.blank()
     _left_out(screen, entries, shown, more, limit)
     checked = last_verified(log)
@@ -203,20 +214,23 @@ def _print_table(log: AuditLogger, entries: Answers, limit: int) -> None:
     screen.line(checked.sentence + newer, "red" if checked.alarm else "")
 
 
-def _rows(screen: Screen, shown: list[AuditEntry], moments: list[datetime], *, offsets: bool) -> None:
+def _rows(screen: Screen, entries: Answers, shown: list[AuditEntry], moments: list[datetime], *, offsets: bool) -> None:
     days = {m.date() for m in moments}
     pattern = ("" if len(days) == 1 else "%d %b " if len({d.year for d in days}) == 1 else "%Y-%m-%d ") + "%H:%M:%S"
     pattern += " %z" if offsets else ""
     cases = any(entry.correlation_id for entry in shown)
-    heads = ["time", "who", *(["case"] if cases else []), "what", "to what", "result", "#"]
+    lacks = [entries.lacks(entry) for entry in shown]
+    heads = ["time", "who", *(["case"] if cases else []), "what", "to what", "result", *(["approval"] if any(lacks) else []), "#"]
     rows = []
-    for moment, entry in zip(moments, shown, strict=True):
+    for moment, entry, lack in zip(moments, shown, lacks, strict=True):
         middle = [entry.correlation_id or "–"] if cases else []
-        rows.append([moment.strftime(pattern), entry.actor, *middle, entry.action, entry.resource, entry.outcome, f"{entry.index:,}"])
+        rows.append([moment.strftime(pattern), entry.actor, *middle, entry.action, entry.resource, entry.outcome,
+                     *([lack or ""] if any(lacks) else []), f"{entry.index:,}"])  # fmt: skip
     if len(days) == 1:
         screen.line(moments[0].strftime("%Y-%m-%d"))
     whole = [2] if cases and max(len(row[2]) for row in rows) <= 16 else []
-    screen.table(heads, rows, right=[len(heads) - 1], cut=[at for at in range(1, len(heads) - 2) if at not in whole])
+    screen.table(heads, rows, right=[len(heads) - 1],
+                 cut=[at for at in range(1, 4 + cases) if at not in whole])  # fmt: skip
 
 
 def _left_out(screen: Screen, entries: Answers, shown: list[AuditEntry], more: int, limit: int) -> None:

@@ -208,5 +208,22 @@ def _ai_usage(screen: Screen, log: AuditLogger, report: dict[str, Any]) -> None:
     screen.blank()
     screen.table(["model", "calls", "failed", "no end", "p50 s", "p95 s", "used", "rejected", "no use", "unknown"],
                  rows, right=[1, 2, 3, 4, 5, 6, 7, 8, 9], cut=[0])  # fmt: skip
-    if report["all"]["left_the_machine"]:
-        screen.line(f"{plural(report['all']['left_the_machine'], 'call')} left the machine", "yellow")
+    said = report["all"]
+    screen.blank()
+    ends = ", ".join(f"{count:,} {end.replace('_', ' ')}" for end, count in said["by_end"].items() if end != "ok")
+    first = f"; first token after {said['ttft_us']['p50'] / 1e6:,.2f} s (p50)" if said["ttft_us"] else ""
+    screen.line(f"ends: {said['by_end'].get('ok', 0):,} ok{', ' + ends if ends else ''}{first}")
+    rates = said["rates"]
+    if rates["used"] is not None:
+        shares = [f"{rates[word]:.0%} {word.replace('_', ' ')}" for word in ("used", "used_modified", "rejected", "unknown")]
+        seen = f"; of {said['only_seen']:,} it was only seen, not said" if said["only_seen"] else ""
+        screen.line(f"answers: {', '.join(shares)}{seen}")
+    for key, words in (("left_the_machine", "left the machine"),
+                       ("other_model_answered", "answered by another model than was asked for"),
+                       ("not_of_the_format", "gave an answer that is not of the format asked for"),
+                       ("unattributed", "without anybody named who acted")):  # fmt: skip
+        if said[key]:
+            screen.line(f"{plural(said[key], 'call')} {words}", "yellow")
+    if said["approvals_missing"]:
+        missing = plural(said["approvals_missing"], "effect")
+        screen.line(f"{missing} needed an approval and had none of somebody who is known: tally query --unapproved", "yellow")

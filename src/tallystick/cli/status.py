@@ -122,6 +122,10 @@ def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
     elif not checked.full_us:
         found.append(("this log was never verified by you", f"tally verify {path}"))
     found.append(("nobody outside this machine confirms it yet; keep its head elsewhere", f"tally checkpoint {path} > FILE"))
+    unapproved = _unapproved(log)
+    if unapproved:
+        found.append((f"{plural(unapproved, 'entry', 'entries')} of the last 30 days needed an approval and had none "
+                      "of somebody who is known", f"tally query {path} --unapproved --since 30d"))  # fmt: skip
     quarantine = log.path / "quarantine"
     try:
         count = len(os.listdir(quarantine))
@@ -142,6 +146,18 @@ def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
     if disk.free < max(64 << 20, disk.total // 50):
         found.append((f"the disk is nearly full, {size_text(disk.free)} left", "make room"))
     return found
+
+
+def _unapproved(log: AuditLogger) -> int:
+    """Entries of the last 30 days that lack what the rules of this log ask for."""
+    from ..clock import CLOCK
+    from ..core.times import format_time
+    from ..reports.approvals import lacking
+
+    rules = log.approval_rules
+    if not rules:
+        return 0
+    return sum(1 for _ in lacking(log, rules, format_time(CLOCK.wall_us() - _YEAR_US * 30 // 365)))
 
 
 def _show(log: AuditLogger, found: Status) -> None:

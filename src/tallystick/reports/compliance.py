@@ -7,12 +7,13 @@ inclusive; what the log says about itself is counted apart.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from ..core.entry import AuditEntry
 from ..core.times import format_time
-from .ai import calls, usage
+from .ai import calls, unapproved_by_call, usage
+from .approvals import Rule
 
 KINDS = ("full", "security", "data_access", "ai_usage")
 _AUTH_WORDS = frozenset({"auth", "authenticate", "authentication", "authenticated", "login", "logon", "signin", "mfa"})
@@ -22,6 +23,10 @@ _LISTED_MAX = 10_000
 
 class Source(Protocol):
     """What is needed of a logger."""
+
+    @property
+    def approval_rules(self) -> Sequence[Rule]:
+        """What needs an approval."""
 
     def entries(self, *args: Any, **keywords: Any) -> Iterable[AuditEntry]:
         """Matching entries."""
@@ -64,7 +69,9 @@ class ComplianceReporter:
         if report_type == "full":
             body = self._log.counts(start_date, end_date, before=size, recount=recount)
         elif report_type == "ai_usage":
-            body = usage(calls(self._log, start_date, end_date, before=size))
+            rules = self._log.approval_rules
+            lacks = unapproved_by_call(self._log, rules, start_date, None, before=size) if rules else {}
+            body = usage(calls(self._log, start_date, end_date, before=size), lacks)
         else:
             entries = self._log.entries(None, start_date, end_date, before=size)
             body = {"security": _security, "data_access": _data_access}[report_type](entries)

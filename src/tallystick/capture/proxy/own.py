@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import h11
 
 from ...core.errors import AuditError, EntryRefused
+from ...core.outcomes import STATUSES
 from ..approval import DECISIONS
-from ..outcome import STATUSES
 from .sides import Side
 
 BODY_BYTES_MAX = 1 << 20
