@@ -21,8 +21,8 @@ def registry(monkeypatch):
     """``_run`` as pip and npm would do it; ``calls`` are the commands, ``fail`` the tools that cannot reach theirs."""
 
     class Registry:
-        calls: list = []  # noqa: RUF012
-        fail: set = set()  # noqa: RUF012
+        calls: list = []
+        fail: set = set()
         weights = WEIGHTS
         delay = 0.0
 

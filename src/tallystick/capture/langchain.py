@@ -36,7 +36,7 @@ except ImportError as e:
     raise ImportError("tallystick.capture.langchain needs langchain-core: pip install tallystick[langchain]") from e
 
 if TYPE_CHECKING:
-    from .recorder import Recording
+    from .tools import Logger
 
 CAPTURE = "langchain"
 _logger = logging.getLogger("tallystick")
@@ -101,7 +101,7 @@ class AuditCallbackHandler(BaseCallbackHandler):
 
     run_inline = True
 
-    def __init__(self, log: Recording) -> None:
+    def __init__(self, log: Logger) -> None:
         self._log, self._recorder = log, log.recorder
         self.raise_error = self._recorder.failure == "block"
         self._calls: dict[UUID, Call] = {}
