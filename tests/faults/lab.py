@@ -52,6 +52,7 @@ class Bench(AuditLogger):
         )  # fmt: skip
         handle.keeper = NoThread(handle.writer, handle.view)
         self._events = EventBuilder(handle.genesis.origin, None)
+        self._recorder = None
         self.retention_days = handle.settings.retention.days
 
     def tend(self) -> None:
@@ -59,6 +60,8 @@ class Bench(AuditLogger):
         self._handle.keeper.tend()
 
     def close(self) -> None:
+        if self._recorder is not None:
+            self._recorder.close()
         self._closed = True
         self._handle.close()
 

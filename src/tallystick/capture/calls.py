@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..clock import CLOCK
-from ..core.errors import AuditError
+from ..core.errors import AuditError, CallBlocked
 from . import ends
 from .content import Kept
 from .context import NAMES
@@ -69,14 +69,26 @@ class Call:
                 recorder, event_id = self.recorder, self.event_id
                 recorder.later(lambda: recorder.put(event, event_id))
             else:
-                self.recorder.put(event, self.event_id)
+                try:
+                    self.recorder.put(event, self.event_id)
+                except CallBlocked as e:
+                    raise self._refused(e) from e.__cause__
         self._sent()
 
     async def abegin(self) -> None:
         """``begin`` without blocking the loop."""
         if not self.asked.admin:
-            await self.recorder.aput(self._request(), self.event_id)
+            try:
+                await self.recorder.aput(self._request(), self.event_id)
+            except CallBlocked as e:
+                raise self._refused(e) from e.__cause__
         self._sent()
+
+    def _refused(self, error: CallBlocked) -> CallBlocked:
+        """It never began: there is nothing to end."""
+        self._left.clear()
+        self.recorder.open_calls.discard(self)
+        return CallBlocked(f"{error}: nothing was sent")
 
     def _sent(self) -> None:
         self.is_sent = True

@@ -129,14 +129,14 @@ class Recorder:
                 self._keep(keywords, event_id, e)
                 if self.failure != "block":
                     return False
-                raise CallBlocked(f"the audit log cannot be written ({e}); failure = \"block\": nothing was sent") from e
+                raise _blocked(e) from e
         return True
 
     def _failed(self, keywords: dict[str, Any], event_id: str, error: AuditError) -> None:
         with self._lock:
             self._keep(keywords, event_id, error)
         if self.failure == "block":
-            raise CallBlocked(f"the audit log cannot be written ({error}); failure = \"block\"") from error
+            raise _blocked(error) from error
 
     def _keep(self, keywords: dict[str, Any], event_id: str, error: AuditError) -> None:
         """Under the lock: into the spool, or only counted."""
@@ -290,6 +290,10 @@ def _do(job: Callable[[], None]) -> None:
         _logger.error("what came late could not be recorded: %s", e)
     except Exception:
         _logger.exception("what came late could not be recorded")
+
+
+def _blocked(error: AuditError) -> CallBlocked:
+    return CallBlocked(f"the audit log cannot be written ({error}), and [ai] failure = \"block\" in its log.toml")
 
 
 def _cause(error: AuditError) -> str:
