@@ -209,6 +209,20 @@ def test_where_the_spool_cannot_be_written_either_memory_holds_what_it_can(
     assert gap.details["count"] == 6
 
 
+def test_what_comes_later_never_overtakes_what_only_memory_holds(lab: Lab, server: ModelServer) -> None:
+    disk, spool_disk = NoRoom(), NoRoom()
+    log = _open(lab, disk, "spool")
+    log.recorder._spool._disk = spool_disk
+    disk.full = spool_disk.full = True
+    kept = _ask(log, server)
+    spool_disk.full = False
+    kept += _ask(log, server)
+    disk.full = False
+    log.close()
+    found = judge(lab.folder, lab.memory, kept)
+    assert [s.fields.event_id for s in found.lines if s.fields.event_type == "ai_request"] == kept
+
+
 def test_content_in_the_spool_is_encrypted_and_its_files_are_the_owners(lab: Lab, server: ModelServer) -> None:
     disk = NoRoom()
     log = _open(lab, disk, "spool", content="full")
@@ -246,7 +260,7 @@ def test_of_a_damaged_spool_only_what_is_whole_is_recorded(lab: Lab, server: Mod
     elif damage == "flipped":
         path.write_bytes(data[: ends[2] + 60] + bytes([data[ends[2] + 60] ^ 1]) + data[ends[2] + 61 :])
     elif damage == "exchanged":
-        path.write_bytes(data[: ends[0]] + data[ends[1] : ends[2]][:12] + data[ends[0] + 12 : ends[1]] + data[ends[1] :])
+        path.write_bytes(data[: ends[0] + 4] + data[ends[1] + 4 : ends[1] + 12] + data[ends[0] + 12 :])  # says it is another one
     else:
         (path.parent.parent / "spool.key").write_bytes(bytes(32))
     second = _open(lab, NoRoom(), "spool")

@@ -132,7 +132,7 @@ class Call:
         if event is None:
             return
         keywords, event_id = event
-        if end != ends.OK and interrupts_the_log():
+        if interrupts_the_log():
             self.recorder.later(lambda: self.recorder.put(keywords, event_id))
         else:
             self.recorder.put(keywords, event_id)

@@ -11,6 +11,7 @@ so that they only leave a note (``SimpleQueue.put`` is re-entrant) and a helper 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import os
@@ -85,6 +86,9 @@ class Recorder:
         self.journal, self.content, self.failure, self.look_up = journal, content, failure, look_up
         self.evidence, self.servers = Evidence(self), Servers(self)
         self._start()
+        if not _recorders:  # whoever registers last is called first: before the logs are closed
+            atexit.unregister(_end_all)
+            atexit.register(_end_all)
         _recorders.add(self)
 
     def _start(self) -> None:
@@ -301,6 +305,12 @@ def _cause(error: AuditError) -> str:
     return {"DiskFull": "no space left", "LogBusy": "another process held the lock", "LogMissing": "the log was gone",
             "ReadOnly": "no permission to write", "StateUnknown": "the state of the log is not known",
             "EntryRefused": "the event was refused"}.get(type(error).__name__, "the log could not be written")  # fmt: skip
+
+
+def _end_all() -> None:
+    """The interpreter ends: streams that nobody ended are abandoned, and what is still to be written is."""
+    for recorder in list(_recorders):
+        recorder.close()
 
 
 def _forked() -> None:
