@@ -130,7 +130,10 @@ class _Reply:
             return self._get(path)
         if self.request.method == "OPTIONS":
             return self._whole(204, b"", extra={"access-control-allow-origin": "*"})
-        body = self.request.json if self.request.body else {}
+        try:
+            body = self.request.json if self.request.body else {}
+        except ValueError:
+            return self._whole(400, b'{"error":"invalid character"}')
         script = body.get("model") or body.get("source") or body.get("name") or ""
         stream = body.get("stream", path.startswith("/api/") and path not in ("/api/embed", "/api/embeddings", "/api/delete", "/api/copy"))
         openai = path.startswith("/v1/")

@@ -26,7 +26,7 @@ from ..wire import ollama, openai
 from ..wire.asked import Asked
 from ..wire.body import Body
 from .claims import read_claims
-from .sides import Gone, Side, Upstream
+from .sides import HEAD_BYTES_MAX, Gone, Side, Upstream
 
 REQUEST_BYTES_MAX = 256 << 20
 _HOP_BY_HOP = frozenset([b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te",
@@ -48,6 +48,10 @@ class Exchange:
         broken."""
         target = self.request.target.decode("ascii", "replace").partition("?")[0]
         pieces: list[Any] = []
+        why = unclear(self.request)
+        if why is not None:
+            await refuse(self.client, *why)
+            return
         if self.request.method == b"POST" and is_model_path(target):
             data, pieces = await self._whole_body()
             if data is None:
@@ -162,6 +166,8 @@ class Exchange:
         if not address.is_here:  # a server elsewhere is found by its name; one here sees the name by which its client called
             headers = [(n, v) for n, v in headers if n != b"host"] + [(b"host", address.authority.encode())]
         target = address.path.encode() + self.request.target
+        if not any(n == b"host" for n, _ in headers):  # HTTP/1.0 has none, HTTP/1.1 must have one
+            headers.append((b"host", address.authority.encode()))
         await server.send(h11.Request(method=self.request.method, target=target, headers=headers))
         if pieces:
             for piece in pieces:
@@ -183,6 +189,7 @@ class Exchange:
             self.body = Body(_header(response.headers, b"content-type").decode("ascii", "replace"), call.feed,
                              _header(response.headers, b"content-encoding").decode("ascii", "replace"))  # fmt: skip
         await self.client.send(h11.Response(status_code=response.status_code, headers=headers, reason=response.reason))
+        left = _length(response.headers)
         while True:
             event = await server.event()
             if isinstance(event, h11.Data):
@@ -190,18 +197,26 @@ class Exchange:
                 if self.body is not None and call is not None:
                     self.body.feed(data)
                     call.delivered += 1
+                    left = None if left is None else left - len(data)
+                    if left == 0:  # its client has all of it with these bytes
+                        await self._finish(response.status_code)
                 await self.client.send(h11.Data(data=data))
             elif isinstance(event, h11.EndOfMessage):
                 break
             else:
                 raise Gone
-        if call is not None and self.body is not None and call.is_open:
-            end = self._word(response.status_code)
-            await self._look_up(call)
-            await call.afinish(end)
+        await self._finish(response.status_code)
         self.client.on_gone = None
         await self.client.send(h11.EndOfMessage())
         self.upstream.give_back(server)
+
+    async def _finish(self, status: int) -> None:
+        """The answer is all here: its end is recorded before the client can know it."""
+        call = self.call
+        if call is not None and self.body is not None and call.is_open:
+            end = self._word(status)
+            await self._look_up(call)
+            await call.afinish(end)
 
     def _word(self, status: int) -> str:
         call, body = self.call, self.body
@@ -264,6 +279,18 @@ def read_request(target: str, given: dict[str, Any]) -> Asked | None:
     return ollama.read_request(target, given) if target.startswith("/api/") else openai.read_request(target, given)
 
 
+def unclear(request: h11.Request) -> tuple[int, str] | None:
+    """Status and reason for a request that two programs could read in two ways, or that is no request for a proxy like this."""
+    names = [name for name, _ in request.headers]
+    if b"transfer-encoding" in names and b"content-length" in names:
+        return 400, "a request has either a length or chunks"
+    if len(request.target) + sum(len(n) + len(v) for n, v in request.headers) > HEAD_BYTES_MAX:
+        return 431, "the head of the request is too large"
+    if not request.target.startswith(b"/") and request.target != b"*":
+        return 400, "the target of a request is a path"
+    return None
+
+
 def is_model_path(target: str) -> bool:
     """A path whose requests may be calls, or change a model: only these are read before they are forwarded."""
     return (target.startswith("/api/") and not target.startswith("/api/blobs/")) or target.rstrip("/").endswith(
@@ -279,6 +306,11 @@ async def refuse(client: Side, status: int, why: str, call: Call | None = None) 
     await client.send(h11.Response(status_code=status, headers=headers))
     await client.send(h11.Data(data=body))
     await client.send(h11.EndOfMessage())
+
+
+def _length(headers: Any) -> int | None:
+    value = _header(headers, b"content-length")
+    return int(value) if value.isdigit() else None
 
 
 def _header(headers: Any, name: bytes) -> bytes:
