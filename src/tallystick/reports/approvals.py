@@ -46,6 +46,11 @@ class Rule(NamedTuple):
         conditions = [parse_where(part) for part in _AND.split(where.strip())] if where.strip() else []
         for one in conditions:
             ask({one.field: {one.operator: one.value}})
+            # a rule that means something else than it seems to would let through what it was written for
+            if one.operator in (">", ">=", "<", "<=") and not isinstance(one.value, int | float):
+                raise ValueError(f"{one.field} {one.operator} wants a number, not {one.value!r}")
+            if isinstance(one.value, str) and (not one.value or re.search(r"\s(or|and)\s", one.value)):
+                raise ValueError(f"{one.field} {one.operator} {one.value!r}: conditions are joined by 'and' alone; quote a text")
         return cls(action, where, Question(tuple(conditions)))
 
     def needs(self, entry: AuditEntry) -> bool:
