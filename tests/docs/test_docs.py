@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import os
 import re
@@ -17,6 +18,8 @@ import pytest
 from tallystick.cli import ALIASES, COMMANDS
 from tallystick.core.entry import format_float
 from tallystick.core.errors import EntryRefused
+
+from ..capture.server import ModelServer
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -82,9 +85,18 @@ def run_python(block: Block, page: Path, namespace: dict[str, object]) -> None:
     exec(compile(source, str(page), "exec", dont_inherit=True), namespace)
 
 
+@pytest.fixture(scope="module")
+def model():
+    """A scripted server in the place of Ollama."""
+    with ModelServer() as server:
+        yield server
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # pages leave clients open
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_snippet_of_a_page_runs(page, tmp_path, monkeypatch, capsys, record_property):
+def test_every_snippet_of_a_page_runs(page, model, tmp_path, monkeypatch, capsys, record_property):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OLLAMA_HOST", model.url)
     namespace: dict[str, object] = {"__name__": "__docs__"}
     ran = skipped = 0
     for block in blocks_of(page):
@@ -104,6 +116,8 @@ def test_every_snippet_of_a_page_runs(page, tmp_path, monkeypatch, capsys, recor
             assert done.returncode == expected, f"{page.name}:{block.line}: {line}\n{done.stdout}{done.stderr}"
             assert "Traceback" not in done.stderr
             ran += 1
+    namespace.clear()
+    gc.collect()
     record_property("snippets", f"{ran} ran, {skipped} skipped")
     with capsys.disabled():
         if ran or skipped:

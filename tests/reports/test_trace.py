@@ -177,7 +177,7 @@ def test_older_than_and_unresolved_list_what_nobody_spoke_about(log, server, cap
     assert run(["ai", str(log.path), "--older-than", "1d", "--until", "1d"]) == 2
     capsys.readouterr()
     assert run(["ai", str(log.path)]) == 0
-    assert "failure: http error" in capsys.readouterr().out
+    assert "http error" in capsys.readouterr().out
 
 
 def test_the_usage_report_counts_rates_ends_and_who_was_not_named(log, server):

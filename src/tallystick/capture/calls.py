@@ -227,7 +227,7 @@ class Call:
         return found
 
     def _event(self, kind: str, outcome: str, details: dict[str, Any]) -> dict[str, Any]:
-        action = f"{self.asked.operation} model" if self.asked.admin else self.asked.operation
+        action = f"{self.asked.operation} model" if self.asked.admin else "answer" if kind == "ai_response" else self.asked.operation
         event = {name: value for name in NAMES if (value := self.who.get(name)) is not None}
         return event | {"event_type": kind, "resource": self.asked.model or "unknown", "action": action, "outcome": outcome,
                         "details": details}  # fmt: skip

@@ -54,12 +54,16 @@ def _show(log: Any, rows: list[dict[str, Any]], limit: int, summary: dict[str, A
         screen.line("no calls to models are on record in this period" if not summary["calls"] else "of every call it is on record "
                     "what became of the answer")  # fmt: skip
         return
+    moments = [local(parse_time(r["timestamp"]), log.zone) for r in rows[-limit:]]
+    is_one_day = len({moment.date() for moment in moments}) == 1
+    if is_one_day:
+        screen.line(f"{moments[0]:%Y-%m-%d}")
     screen.table(
         ["time", "model", "prompt", "answer", "took", "result", "used", "#"],
-        [[f"{local(parse_time(r['timestamp']), log.zone):%Y-%m-%d %H:%M:%S}", r["model"], _number(r["prompt_chars"]),
+        [[f"{moment:%H:%M:%S}" if is_one_day else f"{moment:%Y-%m-%d %H:%M:%S}", r["model"], _number(r["prompt_chars"]),
           _number(r["response_chars"]), _took(r["latency_us"]), _result(r), _used(r),
           f"{r['index']:,}"]
-         for r in rows[-limit:]], right=[2, 3, 4, 7], cut=[1],
+         for r, moment in zip(rows[-limit:], moments, strict=True)], right=[2, 3, 4, 7], cut=[1],
     )  # fmt: skip
     if len(rows) > limit:
         screen.line(f"… {len(rows) - limit:,} older: --limit, --json")
@@ -74,8 +78,7 @@ def _show(log: Any, rows: list[dict[str, Any]], limit: int, summary: dict[str, A
 def _result(row: dict[str, Any]) -> str:
     if row["outcome"] is None:
         return "no end"
-    end = "" if row["outcome"] == "success" or not row["end"] else f": {row['end'].replace('_', ' ')}"
-    return f"{row['outcome']}{end}"
+    return str(row["outcome"]) if row["outcome"] == "success" or not row["end"] else str(row["end"]).replace("_", " ")
 
 
 def _used(row: dict[str, Any]) -> str:
@@ -84,7 +87,7 @@ def _used(row: dict[str, Any]) -> str:
     if row["used"] is None:
         return "unknown"
     said = row["used"].replace("_", " ")
-    return f"{said} ({row['evidence']})" if row["evidence"] in AUTOMATIC else said
+    return f"{said} (seen)" if row["evidence"] in AUTOMATIC else said
 
 
 def _number(value: int | None) -> str:

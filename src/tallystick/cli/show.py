@@ -117,5 +117,6 @@ def _content(log: AuditLogger, entry: AuditEntry, name: str) -> str:
         return "not readable by you; the entry holds its commitment"
     except (AuditError, OSError, KeyError) as e:
         return f"cannot be opened: {clean(e)}"
-    text = data[:PREVIEW_BYTES].decode("utf-8", "backslashreplace")
+    is_text = not entry.payloads[name].media_type.startswith("application/octet-stream")
+    text = data[:PREVIEW_BYTES].decode("utf-8", "backslashreplace") if is_text else data[:PREVIEW_BYTES].hex(" ", 4)
     return text + (f"\n… {len(data) - PREVIEW_BYTES:,} more bytes" if len(data) > PREVIEW_BYTES else "")

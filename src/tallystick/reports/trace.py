@@ -73,6 +73,9 @@ def trace(log: Source, wanted: str | int, rules: Sequence[Rule] = ()) -> Trace:
     for entry in ordered:
         # in the log's order a parent stands before its child: whatever says otherwise hangs from nothing
         parent = by_id.get(entry.parent_id) if entry.parent_id else None
+        if parent is not None and parent.event_type == "ai_request" and entry.event_type != "ai_response":
+            answer = next((c for c in children.get(parent.event_id, ()) if c.event_type == "ai_response"), None)
+            parent = answer or parent  # what names the call followed from its answer, where there was one by then
         if parent is not None and parent.index < entry.index:
             children.setdefault(parent.event_id, []).append(entry)
         else:
