@@ -2,8 +2,8 @@
 //
 //   node model_server.mjs --engine DIR --model FILE.gguf --name NAME --digest SHA256 [--threads N] [--port P]
 //
-// llama.cpp does the work (node-llama-cpp, installed in DIR/node_modules). Answers GET /api/version and
-// /api/tags and POST /api/chat, on loopback only. When it is ready it prints one line, "ready http://127.0.0.1:PORT".
+// llama.cpp does the work (node-llama-cpp, installed in DIR/node_modules). Answers GET /api/version and /api/tags,
+// POST /api/chat, and POST /v1/chat/completions as OpenAI-compatible servers do, on loopback only. When it is ready it prints one line, "ready http://127.0.0.1:PORT".
 // It ends when its standard input ends, so that it cannot outlive the program that started it.
 // One request is answered at a time; what is not needed (tools, images, pulling models) is not here.
 
@@ -162,6 +162,44 @@ async function chat(request, response) {
   response.end();
 }
 
+function asChat(asked) {
+  const format = asked.response_format;
+  return {
+    model: asked.model,
+    messages: asked.messages,
+    format: format?.type === "json_schema" ? format.json_schema?.schema : format?.type === "json_object" ? "json" : undefined,
+    options: { num_predict: asked.max_tokens ?? asked.max_completion_tokens, temperature: asked.temperature, seed: asked.seed },
+  };
+}
+
+async function completions(request, response) {
+  const given = await readJson(request);
+  const asked = asChat(given);
+  checkChat(asked);
+  const gone = new AbortController();
+  response.on("close", () => response.writableEnded || gone.abort());
+  const head = { id: `chatcmpl-${Math.floor(Math.random() * 999)}`, created: Math.floor(Date.now() / 1000), model: args.name };
+  const send = (value) => {
+    if (!response.headersSent) response.writeHead(200, { "content-type": "text/event-stream" });
+    response.write(`data: ${typeof value === "string" ? value : JSON.stringify(value)}\n\n`);
+  };
+  const part = (delta, reason = null) =>
+    ({ ...head, object: "chat.completion.chunk", choices: [{ index: 0, delta, finish_reason: reason }] });
+  const onText = given.stream ? (chunk) => send(part({ content: chunk })) : undefined;
+  const found = await inTurn(() => answer(asked, { signal: gone.signal, onText }));
+  const { promptTokens, answerTokens } = found;
+  const usage = { prompt_tokens: promptTokens, completion_tokens: answerTokens, total_tokens: promptTokens + answerTokens };
+  if (!given.stream) {
+    const message = { role: "assistant", content: found.text };
+    const choices = [{ index: 0, message, finish_reason: found.doneReason }];
+    return sendJson(response, { ...head, object: "chat.completion", choices, usage });
+  }
+  send(part({}, found.doneReason));
+  if (given.stream_options?.include_usage) send({ ...head, object: "chat.completion.chunk", choices: [], usage });
+  send("[DONE]");
+  response.end();
+}
+
 function tags() {
   const { size, mtime } = statSync(args.model);
   const details = { format: "gguf", family: "llama", parameter_size: "135M", quantization_level: "Q4_1" };
@@ -172,6 +210,7 @@ const routes = {
   "GET /api/version": (_, response) => sendJson(response, { version: "0.0.0-tallystick-demo" }),
   "GET /api/tags": (_, response) => sendJson(response, tags()),
   "POST /api/chat": chat,
+  "POST /v1/chat/completions": completions,
 };
 
 const server = http.createServer(async (request, response) => {
@@ -180,8 +219,10 @@ const server = http.createServer(async (request, response) => {
     if (!route) throw new Refused(404, "not found");
     await route(request, response);
   } catch (error) {
-    if (response.headersSent) response.end(JSON.stringify({ error: error.message }) + "\n");
-    else sendJson(response, { error: error.message }, error.status ?? 500);
+    const isOpenAI = request.url.startsWith("/v1/");
+    const said = { error: isOpenAI ? { message: error.message, type: "api_error" } : error.message };
+    if (response.headersSent) response.end(isOpenAI ? `data: ${JSON.stringify(said)}\n\n` : JSON.stringify(said) + "\n");
+    else sendJson(response, said, error.status ?? 500);
   }
 });
 
