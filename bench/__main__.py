@@ -1,4 +1,4 @@
-"""``python -m bench [--rounds N] [--size N] [--quick] [--peers] [--large] [--keep FOLDER] [--markdown FILE]``
+"""``python -m bench [--rounds N] [--size N] [--quick] [--capture] [--peers] [--large] [--keep FOLDER] [--markdown FILE]``
 
 Ratios of this machine, measured in one run: every case in turn, round after round; medians with minimum and maximum. The cases that
 write run twice: on the disk as it is, and with every sync 2 ms slower. Nothing here is a test.
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import report
+from . import capture, report
 from .disk import SLOWED_US, Refused, file_system, slowed_environment
 
 
@@ -47,6 +47,8 @@ def main() -> None:
 def _run(asked: argparse.Namespace, own: Path) -> list[str]:
     scale = "0.1" if asked.quick else "1"
     lines = [_machine()]
+    if asked.capture:
+        return [*lines, "", *_capture(asked.rounds, scale)]
     plain = _child("bench.writes", str(asked.rounds), scale, "as-is")
     lines += ["", f"WRITES, the disk as it is: fdatasync p50 {plain['fdatasync_p50_us']:.0f} µs, {asked.rounds} rounds", _head()]
     lines += report.table(report.AS_IS, plain["seen"])
@@ -72,11 +74,16 @@ def _run(asked: argparse.Namespace, own: Path) -> list[str]:
         lines += [f"+{SLOWED_US / 1000:.0f} ms per sync", *report.rates(slowed["seen"])]
     lines += ["reads", *report.rates(reads["seen"]),
               "  bytes per entry: " + ", ".join(f"{k} {v:.1f}" for k, v in reads["bytes"].items())]  # fmt: skip
+    lines += ["", *_capture(asked.rounds, scale)]
     if asked.peers:
         from . import peers
 
         lines += ["", *peers.compare(own.resolve(), 2000 if asked.quick else 10_000)]
     return lines
+
+
+def _capture(rounds: int, scale: str) -> list[str]:
+    return capture.lines(_child("bench.capture", str(rounds), scale), _head())
 
 
 def _large(folder: Path, size: int) -> list[str]:
@@ -124,6 +131,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", type=int, default=1_000_000, help="entries of the log that is read")
     parser.add_argument("--quick", action="store_true", help="2 rounds, 20,000 entries: only to see that it runs")
+    parser.add_argument("--capture", action="store_true", help="only the capture of calls to models")
     parser.add_argument("--peers", action="store_true", help="also five peers from PyPI, in an environment of their own")
     parser.add_argument("--large", action="store_true", help="also a log ten times the size: disk and minutes")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the logs there and use those that are there")

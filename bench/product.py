@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tallystick import AuditLogger
+from tallystick.capture import clients
+from tallystick.capture.content import ContentPolicy
+from tallystick.capture.recorder import Recorder
 from tallystick.core import merkle
 from tallystick.core.tiles import prove_inclusion
+from tallystick.journal import LogJournal
 from tallystick.verification import verify_log
 
 
@@ -64,3 +70,32 @@ def sizes(folder: Path) -> dict[str, int]:
         return sum(f.stat().st_size for f in part.iterdir())
 
     return {"entries": total(folder / "segments"), "tree": total(folder / "tree"), "index": (folder / "index.db").stat().st_size}
+
+
+def recorder(log: AuditLogger, *, puts: Callable[[dict[str, Any]], Any] | None = None, content: str = "commitment") -> Recorder:
+    """A recorder on the log; with ``puts`` its events go there and not into the log."""
+    journal = LogJournal(log)
+    if puts is not None:
+        journal = _Elsewhere(log, puts)
+    return Recorder(journal, ContentPolicy(content))
+
+
+class _Elsewhere(LogJournal):
+    def __init__(self, log: AuditLogger, puts: Callable[[dict[str, Any]], Any]) -> None:
+        super().__init__(log)
+        self._puts = puts
+
+    def put(self, keywords: dict[str, Any], event_id: str) -> None:
+        self._puts(keywords)
+
+    async def aput(self, keywords: dict[str, Any], event_id: str) -> None:
+        self._puts(keywords)
+
+
+def nothing(_: object) -> None:
+    """Where events go that are not to be recorded."""
+
+
+def wrap(one: Recorder, client: Any) -> Any:
+    """``AuditLogger.wrap`` with that recorder."""
+    return clients.wrap(one, client)

@@ -31,6 +31,11 @@ def value(name: str) -> Callable[[dict[str, list[float]]], Iterable[float]]:
     return lambda seen: seen[name]
 
 
+def more(a: str, b: str) -> Callable[[dict[str, list[float]]], Iterable[float]]:
+    """By how much ``a`` is more than ``b``, round by round."""
+    return lambda seen: [x - y for x, y in zip(seen[a], seen[b], strict=True)]
+
+
 def scans(page: str) -> Callable[[dict[str, list[float]]], Iterable[float]]:
     """The chapter's scan over a page of ours."""
     return lambda seen: [s * 1000 / ms for s, ms in zip(seen["chapter query of as many, s"], seen[page], strict=True)]
@@ -70,6 +75,23 @@ READS = [
     Row("full report", 2, 0.5, "s", "", value("full report, s"), less=True),
     Row("inclusion proof, p50", 1, 0.2, "ms", "", value("inclusion proof, p50, ms"), less=True),
     Row("open after a clean stop, and first append", 50, 10, "ms", DURABLE, value("open and first append, ms"), less=True),
+]  # fmt: skip
+_ALONE = "nothing is written"
+CAPTURE = [
+    *(Row(f"a call by {d}: CPU of capture without its appends, p50", 100, 50, "µs", _ALONE,
+          more(f"{d} captured, no appends, CPU µs", f"{d} bare, CPU µs"), less=True) for d in ("ollama", "openai")),
+    *(Row(f"a chunk by {d}: CPU of capture", 3, 1, "µs", _ALONE,
+          more(f"{d} captured, CPU µs per chunk", f"{d} bare, CPU µs per chunk"), less=True)
+      for d in ("ollama", "openai", "ollama async", "openai async")),
+    Row("4 kB payload of one entry: CPU and write, no sync, p50", 60, 25, "µs", DURABLE,
+        more("log() with 4 kB payload: without its syncs, wall µs", "log() without payload: without its syncs, wall µs"), less=True),
+    Row("a call with a prompt of 4 kB, full / lengths: the same", 60, 25, "µs", DURABLE,
+        more("4 kB, full: without its syncs, wall µs", "4 kB, lengths: without its syncs, wall µs"), less=True),
+    *(Row(f"{way} over direct, {p}", must, aim, "ms", DURABLE, more(f"{way}: {p}, ms", f"direct: {p}, ms"), less=True)
+      for way in ("proxy", "proxy, lengths") for p, must, aim in (("p50", 2, 1), ("p99", 8, 4))),
+    *(Row(f"memory from a tenth of a long stream to its end, {way}", 4, 1, "MB", "",
+          more(f"{way} at the end, MB", f"{way} at a tenth, MB"), less=True) for way in ("wrap", "proxy")),
+    Row("acknowledged calls lost on kill -9", 0, 0, "calls", DURABLE, value("kill -9: lost"), less=True),
 ]  # fmt: skip
 
 

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bench.disk import Refused, slowed_environment
 
-from bench import report
+from bench import capture, report
+from bench import capture_matrix as matrix
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,3 +69,54 @@ def test_figures_are_judged_by_their_median():
     assert "NOT REACHED" in report.line("x", 3.9, 1, 20, 4, 7, "×", False, "")
     assert "NOT REACHED" in report.line("x", 3.9, 1, 20, 2, 1, "s", True, "")
     assert "aim reached" in report.line("x", 0.9, 1, 20, 2, 1, "s", True, "")
+
+
+def test_every_row_of_the_capture(tmp_path):
+    found = child(tmp_path, "bench.capture", "1", "0.02")
+    assert len(report.table(report.CAPTURE, found["seen"])) == len(report.CAPTURE)
+    assert set(found["matrix"]) | set(found["did_not_run"]) >= {"tallystick", "OpenLLMetry", "OpenInference"}
+    assert found["seen"]["kill -9: lost"] == [0]
+    assert found["seen"]["kill -9: acknowledged"] > [0]
+    assert found["seen"]["kill -9: verifies"] == [1]
+    ours = found["matrix"]["tallystick"]
+    assert len(ours) > 60
+    assert [row for row in ours if row["missing"]] == []
+    text = capture.lines(found, "")
+    assert [line for line in text if line.startswith("whole ")]
+    assert any(line.startswith("complete ") for line in text)
+
+
+class Span:
+    def __init__(self, status, events=(), name="chat", **attributes):
+        self.name, self.attributes = name, {key.replace("__", "."): value for key, value in attributes.items()}
+        self.status = SimpleNamespace(status_code=SimpleNamespace(name=status))
+        self.events = [SimpleNamespace(name=event) for event in events]
+
+
+def test_completeness_is_judged_by_what_a_span_says():
+    def wants(**given):
+        return matrix.Wanted(**{"model": "m", "is_ok": True, "is_sent": True, "text": "", "copies": 1, "tool": False,
+                                "tokens": (None, None), "embeddings": False, **given})
+
+    def lacks(wanted, *spans):
+        return matrix.lacks(wanted, [matrix.Span(span) for span in spans])
+
+    fine = Span("UNSET", gen_ai__request__model="m", llm__output_messages__0__message__content="Grüße")
+    assert lacks(wants(text="Grüße"), fine) == []
+    assert lacks(wants(text="Grüße aus"), fine) == ["text"]
+    assert lacks(wants(text="Grüße", copies=2), fine) == ["text"]
+    assert lacks(wants(), fine, fine) == ["one"]
+    assert lacks(wants(model="n"), fine) == ["model"]
+    assert lacks(wants(tokens=(7, None)), fine) == ["tokens"]
+    assert lacks(wants(tool=True), fine) == ["tool"]
+    assert lacks(wants(embeddings=True), fine) == ["record"]
+    assert lacks(wants()) == ["record"]
+    assert lacks(wants(is_sent=False)) == []
+    for well in ("OK", "UNSET"):
+        assert lacks(wants(is_ok=False), Span(well, gen_ai__request__model="m")) == ["end"]
+    for ended in (Span("ERROR", gen_ai__request__model="m"), Span("UNSET", ["exception"], gen_ai__request__model="m"),
+                  Span("OK", gen_ai__request__model="m", error__type="Timeout")):
+        assert lacks(wants(is_ok=False), ended) == []
+        assert lacks(wants(), ended) == ["end"]
+    said = json.dumps([{"parts": [{"type": "tool_call", "name": "weather", "arguments": {"city": "Köln"}}]}])
+    assert lacks(wants(tool=True), Span("OK", gen_ai__request__model="m", gen_ai__output__messages=said)) == []
