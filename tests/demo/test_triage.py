@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tallystick import AuditLogger
 from tallystick.demo.model import Server
+from tallystick.demo.run import keep_content
 from tallystick.demo.triage import ACTOR, CATEGORIES, Rejected, Triage, check_decision, parse_decision
 
 from .conftest import Refused
@@ -29,6 +30,8 @@ def triage(tmp_path, ollama):
     """One mail in the inbox, and the log that is written about it."""
     (tmp_path / "inbox").mkdir()
     shutil.copy(INBOX / INVOICE, tmp_path / "inbox")
+    AuditLogger(tmp_path / "audit_log").close()
+    keep_content(tmp_path / "audit_log")
     with AuditLogger(tmp_path / "audit_log") as log:
         with Triage(log, Server(ollama.host, "tiny:1b", "d" * 64, "a test"), tmp_path) as triage:
             yield triage
@@ -63,10 +66,10 @@ def test_an_answer_that_holds_is_acted_on_and_every_step_is_linked(triage, ollam
     assert all(row["parent_id"] == answer["event_id"] for row in rows[3:])
     assert {row["session_id"] for row in rows} == {"run-1"} and {row["actor"] for row in rows} == {ACTOR}
     assert rows[-1]["details"] == {
-        "call_id": answer["event_id"], "status": "used", "by": "code", "ref": f"out/invoice/{INVOICE}", "category": "invoice",
-        "amount": 294.5, "confidence": "high",
+        "call": request["event_id"], "leaf_hash": answer["checksum"], "status": "used", "evidence": "explicit",
+        "ref": f"out/invoice/{INVOICE}", "category": "invoice", "amount": 294.5, "confidence": "high",
     }  # fmt: skip
-    assert answer["details"]["response_chars"] == len(said()) and answer["details"]["used"] == "unknown"
+    assert answer["details"]["response_chars"] == len(said()) and answer["details"]["format_valid"] is True
     with (triage.out / "ledger.csv").open(newline="") as file:
         assert list(csv.reader(file))[1] == [INVOICE[:-4], "294.50", answer["event_id"]]
     assert triage.log.verify_integrity()["verified"]
@@ -77,8 +80,8 @@ def test_what_is_recorded_is_what_was_sent_and_answered(triage, ollama):
     only(triage)
     request, answer = events(triage, event_type=["ai_request", "ai_response"])
     sent = ollama.asked[0]
-    assert json.loads(triage.log.open_payload(request["event_id"], "prompt")) == sent["messages"]
-    assert json.loads(triage.log.open_payload(request["event_id"], "format")) == sent["format"]
+    prompt = json.loads(triage.log.open_payload(request["event_id"], "prompt"))
+    assert (prompt["messages"], prompt["format"]) == (sent["messages"], sent["format"])
     assert triage.log.open_payload(answer["event_id"], "answer").decode() == ollama.answer(sent)
     assert 294.5 in sent["format"]["properties"]["amount"]["enum"]
 
@@ -117,7 +120,7 @@ def test_what_does_not_hold_goes_to_a_person_with_the_reason_on_record(triage, o
     ollama.answer = lambda request: answer
     result = only(triage)
     assert (result.pile, result.status) == ("human", status)
-    outcome = events(triage, event_type="ai.outcome")[0]
+    [outcome] = [e for e in events(triage, event_type="ai.outcome") if e["details"]["evidence"] == "explicit"]
     assert why in outcome["reason"] and outcome["details"]["status"] == status and outcome["outcome"] != "success"
     assert (triage.out / "human" / INVOICE).exists() and not (triage.out / "ledger.csv").exists()
 
@@ -153,7 +156,8 @@ def test_a_failing_model_costs_one_mail_and_is_recorded(triage, ollama, status):
     ollama.answer = answer
     first, second = list(triage.run())
     assert (first.pile, first.status) == ("human", "no answer") and second.pile == "other"
-    error = events(triage, event_type="system_error")[0]
+    error = events(triage, event_type="ai_response")[0]
+    assert error["details"]["end"] in ("http_error", "cut")
     assert error["outcome"] == "failure" and error["parent_id"] == events(triage, event_type="ai_request")[0]["event_id"]
     assert (triage.out / "human" / INVOICE).exists()
 
@@ -166,7 +170,7 @@ def test_an_answer_that_never_comes(triage, ollama, monkeypatch):
     release = threading.Event()
     ollama.answer = lambda request: release.wait(20) and ""
     triage.client.close()
-    triage.client = client_for(ollama.host, 0.2)
+    triage.client = triage.log.wrap(client_for(ollama.host, 0.2))
     result = only(triage)
     release.set()
     assert result.status == "no answer" and "Timeout" in result.why

@@ -95,7 +95,10 @@ class Kept:
             return details, {}
         found: dict[str, str] = {}
         payloads: dict[str, Payload] = {}
-        for text in (*answer.texts.values(), *((answer.thinking,) if answer.thinking else ())):
+        texts = list(answer.texts.values())
+        if not texts and answer.whole and answer.vectors is None and not answer.tool_calls:
+            texts = [Text("answer", self.salt, self.limit)]  # an empty answer is an answer
+        for text in (*texts, *((answer.thinking,) if answer.thinking else ())):
             said = text.commitment()
             if said is not None and len(found) < 24:
                 found[text.what] = said

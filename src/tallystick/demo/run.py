@@ -198,12 +198,20 @@ def open_demo_log(story: Story) -> Iterator[AuditLogger]:
         for folder in (story.keys, story.kept):
             shutil.rmtree(folder, ignore_errors=True)
     open_or_create(story.log, memory, create=True, retention_days=365, origin=f"{ORIGIN}/{os.urandom(6).hex()}")
+    if is_new:  # the decision is parsed from the answer as the log gives it back: so it has to keep answers
+        keep_content(story.log)
     _fill_inbox(story.folder / "inbox")
     with AuditLogger(story.log, create=False, memory=memory) as log:
         count = sum(1 for _ in log.entries())
         goes_on = f"This run goes on with the log that is here, of {plural(count, 'event')}: {story.log}"
         story.say(f"A new log was made: {story.log}" if is_new else goes_on)
         yield log
+
+
+def keep_content(log: Path) -> None:
+    """Have a log keep prompts and answers as they are, encrypted: ``[ai] content = "full"`` in its ``log.toml``."""
+    path = log / "log.toml"
+    path.write_text(path.read_text(encoding="utf-8").replace('content = "commitment"', 'content = "full"      '), encoding="utf-8")
 
 
 def _fill_inbox(inbox: Path) -> None:

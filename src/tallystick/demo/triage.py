@@ -3,16 +3,16 @@
 What is recorded for one mail, all with the mail's name as case::
 
     data_access        read mail
-    ai_request         ask model            before the call; prompt and answer format are payloads
-    ai_response        answer               parent: the request; the answer is a payload; its use is still "unknown"
+    ai_request         chat                 before the call; the prompt is a payload (``content = "full"``)
+    ai_response        answer               parent: the request; the answer is a payload
     data_modification  file mail            parent: the answer
     data_modification  post invoice         parent: the answer (invoices that were accepted)
     ai.outcome         use answer           parent: the answer; used, rejected or failed_validation, and why
 
 The decision is parsed from the answer *as the log gives it back*, never from a variable that was not recorded. An answer
 that cannot be parsed, that contradicts itself or that says it is unsure, and an amount over ``LIMIT_EUR``, go to a person
-(``out/human``) with the reason on record; no rule here ever decides in the model's place. A call that fails is a
-``system_error`` and goes to a person as well.
+(``out/human``) with the reason on record; no rule here ever decides in the model's place. A call that fails is on record with
+how it ended, and its mail goes to a person as well. The calls are recorded by the wrapped client alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..core.entry import AuditEventType
 from .mail import Mail, list_inbox, read_mail
 from .model import Server, client_for
 
@@ -88,7 +89,7 @@ class Triage:
     def __init__(self, log: AuditLogger, server: Server, folder: Path) -> None:
         self.log = log
         self.server = server
-        self.client = client_for(server.host, CALL_SECONDS)
+        self.client = log.wrap(client_for(server.host, CALL_SECONDS))
         self.inbox, self.out = folder / "inbox", folder / "out"
         self.session = f"run-{len(log.query({'actor': ACTOR, 'action': 'choose model'}, limit=None)) + 1}"
 
@@ -100,7 +101,7 @@ class Triage:
 
     def run(self) -> Iterator[Result]:
         """One result per mail, as they are done."""
-        from tallystick import AuditEventType, audit_context
+        from tallystick import audit_context
 
         with audit_context(actor=ACTOR, actor_type="agent", session_id=self.session, service="tally-demo"):
             self._record(
@@ -136,46 +137,25 @@ class Triage:
     # -- the model ---------------------------------------------------------------------------------------------------
 
     def _ask(self, mail: Mail) -> tuple[str | None, str]:
-        """Request and answer on record → the id of the answer, or ``None`` and what went wrong."""
+        """Ask the model → the id of the answer on record, or ``None`` and what went wrong."""
         from httpx import HTTPError
         from ollama import ResponseError
 
-        from tallystick import AuditEventType
+        from tallystick import event_id
 
         messages, schema = build_messages(mail), answer_format(figures_in(mail.text))
-        prompt = json.dumps(messages, ensure_ascii=False)
-        known = {"model": self.server.model, "model_digest": self.server.digest}
-        request_id = self._record(
-            AuditEventType.AI_REQUEST, self.server.model, "ask model",
-            details={**known, "host": self.server.host, "prompt_chars": len(prompt), "options": OPTIONS},
-            payloads={"prompt": prompt, "format": json.dumps(schema)},
-        )  # fmt: skip
-        started = time.perf_counter_ns()
         try:
-            answer = self._call(messages, schema)
+            answer = self.client.chat(self.server.model, messages, format=schema, options=OPTIONS)
         except (ResponseError, HTTPError, OSError, ValueError) as e:
-            self._record(
-                AuditEventType.SYSTEM_ERROR, self.server.model, "ask model", outcome="failure", parent_id=request_id,
-                details={**known, "error": type(e).__name__, "latency_us": (time.perf_counter_ns() - started) // 1000},
-                payloads={"error": str(e)},
-            )  # fmt: skip
             return None, f"the model did not answer ({type(e).__name__})"
-        return self._record(
-            AuditEventType.AI_RESPONSE, self.server.model, "answer", parent_id=request_id,
-            details={**known, "prompt_chars": len(prompt), "response_chars": len(answer),
-                     "latency_us": (time.perf_counter_ns() - started) // 1000, "used": "unknown"},
-            payloads={"answer": answer},
-        ), ""  # fmt: skip
-
-    def _call(self, messages: list[dict[str, str]], schema: dict[str, Any]) -> str:
-        answer = self.client.chat(self.server.model, messages, format=schema, options=OPTIONS)
-        return answer.message.content or ""
+        [recorded] = self.log.entries({"parent_id": event_id(answer), "event_type": AuditEventType.AI_RESPONSE.value})
+        return recorded.event_id, ""
 
     def _judge(self, answer_id: str) -> tuple[Decision | None, str, str]:
         """The recorded answer → decision, status and why."""
         answer = self.log.open_payload(answer_id, "answer").decode()
         request_id = self.log.get(answer_id)["parent_id"]
-        asked = json.loads(self.log.open_payload(request_id, "format"))
+        asked = json.loads(self.log.open_payload(request_id, "prompt"))["format"]
         try:
             decision = parse_decision(answer, asked["properties"]["amount"]["enum"])
             check_decision(decision)
@@ -193,8 +173,6 @@ class Triage:
         return name
 
     def _post(self, case: str, amount: float, answer_id: str) -> None:
-        from tallystick import AuditEventType
-
         is_new = post_invoice(self.out / "ledger.csv", case, amount, answer_id)
         self._record(
             AuditEventType.DATA_MODIFICATION, "out/ledger.csv", "post invoice", parent_id=answer_id,
@@ -202,11 +180,10 @@ class Triage:
         )  # fmt: skip
 
     def _record_use(self, answer_id: str, status: str, why: str, decision: Decision | None, target: str) -> None:
-        details: dict[str, Any] = {"call_id": answer_id, "status": status, "by": "code", "ref": target}
-        if decision:
-            details |= {"category": decision.category, "amount": decision.amount, "confidence": decision.confidence}
-        outcome = {"used": "success", "rejected": "denied"}.get(status, "failure")
-        self._record("ai.outcome", target, "use answer", outcome=outcome, parent_id=answer_id, details=details, reason=why)
+        read = decision._asdict() if decision else {}
+        # the model's own reason is content, and stays in the answer
+        details: dict[str, Any] = {name: read[name] for name in ("category", "amount", "confidence") if name in read}
+        self.log.outcome(answer_id, status, ref=target, reason=why, details=details)
 
     # -- recording ---------------------------------------------------------------------------------------------------
 
