@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -37,8 +38,12 @@ Headers = list[tuple[bytes, bytes]]
 class Exchange:
     """``client`` sent ``request``; its body is still to be read."""
 
-    def __init__(self, recorder: Recorder, upstream: Upstream, client: Side, request: h11.Request) -> None:
+    def __init__(
+        self, recorder: Recorder, upstream: Upstream, client: Side, request: h11.Request, is_alone: Callable[[], bool]
+    ) -> None:
         self.recorder, self.upstream, self.client, self.request = recorder, upstream, client, request
+        # nobody else waits for the loop: recording in it costs two switches of threads less than handing it over
+        self._is_alone = is_alone
         self.call: Call | None = None
         self.body: Body | None = None
         self.server: Side | None = None
@@ -60,7 +65,10 @@ class Exchange:
             self._read_request(target, data)
         if self.call is not None:
             try:
-                await self.call.abegin()
+                if self._is_alone():
+                    self.call.begin()
+                else:
+                    await self.call.abegin()
             except CallBlocked as e:
                 await refuse(self.client, 503, str(e))
                 return
@@ -216,7 +224,10 @@ class Exchange:
         if call is not None and self.body is not None and call.is_open:
             end = self._word(status)
             await self._look_up(call)
-            await call.afinish(end)
+            if self._is_alone():
+                call.finish(end)
+            else:
+                await call.afinish(end)
 
     def _word(self, status: int) -> str:
         call, body = self.call, self.body

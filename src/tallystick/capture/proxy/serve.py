@@ -87,7 +87,7 @@ class Proxy:
             if request.target.startswith(b"/audit/"):
                 await self._own.answer(client, request)
             else:
-                await Exchange(self._recorder, self._upstream, client, request).run()
+                await Exchange(self._recorder, self._upstream, client, request, lambda: len(self._busy) == 1).run()
         finally:
             self._busy.discard(client)
             client.on_gone = None
