@@ -168,7 +168,11 @@ def test_with_block_nothing_is_forwarded_when_it_cannot_be_recorded(log, server,
         async def full(*_):
             raise DiskFull("no space left")
 
+        def full_now(*_):
+            raise DiskFull("no space left")
+
         monkeypatch.setattr(log.recorder.journal, "aput", full)
+        monkeypatch.setattr(log.recorder.journal, "put", full_now)
         response = httpx.post(f"{proxy.url}/api/chat", json=BODY)
         assert response.status_code == 503
         assert "nothing was sent" in response.json()["error"]
