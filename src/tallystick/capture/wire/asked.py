@@ -34,6 +34,7 @@ class Asked(msgspec.Struct):
     choices: int | None = None
     format: str | None = None
     schema: Any = None
+    unread: bool = False  # not of the shape that its interface describes: the server will say what it thinks of it
     content: dict[str, Any] = {}
     spoken: list[str] = []  # what the assistant said earlier, as the request repeats it
     results: list[tuple[str | None, str | None]] = []  # (tool call id, tool name) of results that the request brings back
@@ -50,7 +51,7 @@ class Asked(msgspec.Struct):
                             ("choices", self.choices)):  # fmt: skip
             if value:
                 found[name] = value
-        return found
+        return found | ({"unread_request": True} if self.unread else {})
 
     def text(self) -> bytes:
         """``content`` as UTF-8 JSON: the bytes that are committed to and, where the policy keeps content, kept."""

@@ -45,7 +45,7 @@ class Body:
         if self._inflate is not None:
             try:
                 data = self._inflate(data)
-            except (zlib.error, ValueError):
+            except Exception:  # noqa: BLE001  # each decoder has errors of its own
                 self.unreadable = True
                 return
         if self._kind == "json":

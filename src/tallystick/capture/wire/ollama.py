@@ -22,7 +22,8 @@ _SPENT = {"total_duration": "total_us", "load_duration": "load_us", "prompt_eval
 
 
 def read_request(path: str, body: Mapping[str, Any]) -> Asked | None:
-    """What a request asks for; None if it is no call to a model and changes none (``tags``, ``show``, load and unload)."""
+    """What a request asks for; None if it is no call to a model and changes none (``tags``, ``show``, load and unload). Never raises:
+    a request of another shape than it should have is a call all the same."""
     path = path.rstrip("/")
     if path in _ADMIN:
         model = name(body.get("model")) or name(body.get("name")) or name(body.get("source"))
@@ -34,6 +35,14 @@ def read_request(path: str, body: Mapping[str, Any]) -> Asked | None:
         return None
     streams = operation != "embeddings" and body.get("stream", True) is not False
     asked = Asked(operation, PROVIDER, name(body.get("model")), stream=streams)
+    try:
+        _fill(asked, operation, body)
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError):
+        asked.unread = True
+    return asked
+
+
+def _fill(asked: Asked, operation: str, body: Mapping[str, Any]) -> None:
     asked.parameters = parameters(body.get("options"), _PARAMETERS) | parameters(body, _TOP)
     if body.get("format"):
         asked.format, asked.schema = ("json_schema", body["format"]) if isinstance(body["format"], Mapping) else ("json", None)
@@ -54,7 +63,6 @@ def read_request(path: str, body: Mapping[str, Any]) -> Asked | None:
     if body.get("tools"):
         asked.tools = tool_names(body["tools"])
         asked.content["tools"] = body["tools"]
-    return asked
 
 
 def _only_loads(path: str, body: Mapping[str, Any]) -> bool:

@@ -22,12 +22,21 @@ _PARAMETERS = {
 
 
 def read_request(path: str, body: Mapping[str, Any]) -> Asked | None:
-    """What a request asks for; None if it is no call to a model. ``path`` may have a prefix such as ``/v1``."""
+    """What a request asks for; None if it is no call to a model. ``path`` may have a prefix such as ``/v1``. Never raises: a request
+    of another shape than it should have is a call all the same."""
     path = path.rstrip("/")
     ending = next((known for known in _CALLS if path.endswith(known)), None)  # the longer one of two stands first
     if ending is None:
         return None
     asked = Asked(_CALLS[ending], PROVIDER, name(body.get("model")), stream=body.get("stream") is True)
+    try:
+        _fill(asked, ending, body)
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError):
+        asked.unread = True
+    return asked
+
+
+def _fill(asked: Asked, ending: str, body: Mapping[str, Any]) -> None:
     asked.parameters = parameters(body, _PARAMETERS)
     asked.choices = count(body.get("n")) if body.get("n") != 1 else None
     _format(asked, body)
@@ -48,7 +57,6 @@ def read_request(path: str, body: Mapping[str, Any]) -> Asked | None:
     if body.get("tools"):
         asked.tools = tool_names(body["tools"])
         asked.content["tools"] = body["tools"]
-    return asked
 
 
 def _is_tokens(given: Any) -> bool:
