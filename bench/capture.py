@@ -161,6 +161,8 @@ def _costs(found: dict[str, Any]) -> list[str]:
                 _more(seen, f"{product}: {d}, {what}", f"bare: {d}, {what}")
                 for what in ("CPU µs", "CPU µs per chunk", "CPU µs of a stream")]  # fmt: skip
         rows["  tallystick, nothing is written"] = [_more(seen, f"{d} captured, no appends, CPU µs", f"{d} bare, CPU µs"), *chunks]
+        rows["    the same after a sync, with cold caches"] = [
+            _more(seen, f"{d} captured, no appends, after a sync, CPU µs", f"{d} bare, after a sync, CPU µs")]  # fmt: skip
         rows["  tallystick, two appends, durable, signed"] = [_more(seen, f"{d} captured, two appends, CPU µs", f"{d} bare, CPU µs")]
         rows["    the same on the wall, with the syncs"] = [_more(seen, f"{d} captured, two appends, wall µs", f"{d} bare, wall µs")]
         text += [f"{what:<44}" + "".join(f"{one:>30}" for one in values) for what, values in rows.items()]
