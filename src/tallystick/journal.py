@@ -8,6 +8,8 @@ from contextvars import Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .clock import CLOCK
+from .core.times import format_time
 from .log.groups import Request
 
 if TYPE_CHECKING:
@@ -59,9 +61,15 @@ class LogJournal:
         event = Context().run(self._log._events.event, {**keywords, "event_id": event_id})
         self._log._writer().append([event], counted=False)
 
-    def owe(self, count: int, first_us: int, last_us: int, cause: str, *, is_full: bool = False) -> None:
+    def owe(self, count: int, first_us: int, last_us: int, cause: str, *, kept: int = 0, is_full: bool = False) -> None:
         """The next entry comes after a ``log.gap`` that says this."""
-        self._log._handle.writer.owe(count, first_us, last_us, cause, is_full=is_full)
+        self._log._handle.writer.owe(count, first_us, last_us, cause, kept=kept, is_full=is_full)
+
+    def salt(self, event_id: str, subject: str | None) -> tuple[str, bytes] | None:
+        """A salt that can be derived again as long as the payload key of its day is there."""
+        day = format_time(CLOCK.wall_us())[:10]
+        found = self._log._handle.vault.salt(day, subject, event_id)
+        return None if found is None else (day, found)
 
     def outcome(self, call: str, status: str, **more: Any) -> str:
         """Record what became of an answer."""

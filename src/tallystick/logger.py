@@ -249,8 +249,25 @@ class AuditLogger:
         return found
 
     def open_payload(self, event_id: str, name: str) -> bytes:
-        """The content of a payload, compared with its commitment. ``KeyError``, ``StoreError``, ``PermissionError``."""
-        return self._open_payload(self.entry(event_id), name)
+        """The content of a payload, compared with its commitment; for the id of a call also one of its answer. ``KeyError``,
+        ``StoreError``, ``PermissionError``."""
+        entry = self.entry(event_id)
+        if entry.event_type == "ai_request" and name not in entry.payloads:
+            answers = self.entries({"parent_id": event_id, "event_type": "ai_response"})
+            entry = next((answer for answer in answers if name in answer.payloads), entry)
+        return self._open_payload(entry, name)
+
+    def salt(self, event_id: str) -> bytes:
+        """The 32 bytes under which the texts of a call are committed to: ``commitments`` in the details of its entries are
+        ``HMAC-SHA256(salt, name || 0x00 || content)``. ``event_id``: of the request, or of the answer. ``KeyError`` if it committed
+        to nothing, ``StoreError`` where the key is not there or was destroyed, ``PermissionError``."""
+        entry = self.entry(event_id)
+        if entry.event_type == "ai_response" and entry.parent_id is not None:
+            entry = self.entry(entry.parent_id)
+        day = entry.details.get("salt_day")
+        if isinstance(day, str):
+            return self._handle.vault.open_salt(day, entry.subject, entry.event_id)
+        return self._open_payload(entry, "salt")
 
     def _open_payload(self, entry: AuditEntry, name: str) -> bytes:
         ref = entry.payloads.get(name)

@@ -19,6 +19,7 @@ ciphertext without meaning.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import mmap
 import os
 import re
@@ -38,6 +39,7 @@ from .disk import DISK, Disk, close_quietly, file_mode
 
 _MAGIC, _SLOT_MAGIC, _SLOT_BYTES = b"TPL1", b"TSL1", 64
 _NAME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:\.([1-9][0-9]{0,5}))?\.seg", re.ASCII)
+_SALT = b"tallystick/salt/v1\0"
 _BODY_MAX = PAYLOAD_BYTES_MAX + 1024
 
 
@@ -86,6 +88,19 @@ class Vault:
         self._dirty = True
         self._disk.write_at(fd, frame, self._end)
         self._end += len(frame)
+
+    def salt(self, day: str, subject: str | None, event_id: str) -> bytes | None:
+        """32 bytes that only the key of this day and subject gives, another for each event. None where this process has not used that
+        key yet: no key is made for it outside of the lock."""
+        key = self._slots.get((day, self._tag(subject)))
+        return None if key is None else hmac.digest(key, _SALT + event_id.encode(), "sha256")
+
+    def open_salt(self, day: str, subject: str | None, event_id: str) -> bytes:
+        """The same for a reader. ``StoreError`` where the key is not there or was destroyed, ``PermissionError``."""
+        found = _find_slot(self._slots_path(day), _day_number(day), self._tag(subject))
+        if found is None or found[1] is None:
+            raise StoreError("its key is not there" if found is None else "its key was destroyed")
+        return hmac.digest(found[1], _SALT + event_id.encode(), "sha256")
 
     def sync(self) -> None:
         """All payloads put so far are on stable storage on return."""

@@ -376,3 +376,29 @@ def test_a_generator_that_is_entered_again_while_it_runs_ends_nothing():
     watched = WatchedGenerator(inner(), Watcher())
     assert list(watched) == [1, 2]
     assert told == ["began", "item", "item", "ended"]
+
+
+def test_a_salt_is_derived_once_the_key_of_the_day_is_there_and_goes_with_that_key(log, client):
+    """The first call of a day draws one and keeps it; the others store nothing for it. Destroying the key forgets both."""
+    from tallystick.capture.wire.answer import commitment
+    from tallystick.core.errors import StoreError
+
+    calls = [client.chat("ok", HELLO) for _ in range(3)]
+    requests = [log.entry(event_id(call)) for call in calls]
+    assert ["salt" in r.payloads for r in requests] == [True, False, False]
+    assert ["salt_day" in r.details for r in requests] == [False, True, True]
+    salts = [log.salt(r.event_id) for r in requests]
+    assert len(set(salts)) == 3 and {len(salt) for salt in salts} == {32}
+    for call, salt in zip(calls, salts, strict=True):
+        [answer] = log.entries({"parent_id": event_id(call), "event_type": "ai_response"})
+        assert log.salt(answer.event_id) == salt
+        assert answer.details["commitments"]["answer"] == commitment(salt, "answer", call.message.content.encode())
+    with AuditLogger(log.path) as other:  # what another reader derives
+        assert [other.salt(r.event_id) for r in requests] == salts
+    [slots] = log._handle.keys.path.glob("payload-*.slots")
+    slots.write_bytes(bytes(slots.stat().st_size))
+    for request in requests:
+        with pytest.raises(StoreError, match="key"):
+            log.salt(request.event_id)
+    with pytest.raises(KeyError):
+        log.salt(log.log("data_access", "ana", "user", "crm", "read"))

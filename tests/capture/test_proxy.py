@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -56,12 +57,13 @@ def raw(url, data, *, shutdown=False):
     """Send bytes, read until the other end closes."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
-        connection.sendall(data)
-        if shutdown:
-            connection.shutdown(socket.SHUT_WR)
         found = b""
-        while piece := connection.recv(65536):
-            found += piece
+        with contextlib.suppress(ConnectionError, OSError):  # refused before all of it was read
+            connection.sendall(data)
+            if shutdown:
+                connection.shutdown(socket.SHUT_WR)
+            while piece := connection.recv(65536):
+                found += piece
         return found
 
 
@@ -242,8 +244,28 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_recorded(path, more, stat
 
 
 def test_health_says_which_log_and_how_many_entries(http, log):
-    assert http.get("/audit/health").json() == {"log": log.origin, "size": log.entry_count()}
+    assert http.get("/audit/health").json() == {"log": log.origin, "size": log.entry_count(), "waiting": 0}
     assert http.get("/audit/outcomes").status_code == 405
+
+
+def test_health_is_ill_while_calls_wait_in_the_spool(http, log, monkeypatch):
+    from tallystick.core.errors import DiskFull
+
+    def full(*_):
+        raise DiskFull("no space left")
+
+    async def afull(*_):
+        full()
+
+    for name, fails in (("put", full), ("aput", afull), ("again", full)):
+        monkeypatch.setattr(log.recorder.journal, name, fails)
+    assert http.post("/api/chat", json=BODY).status_code == 200
+    sick = http.get("/audit/health")
+    assert (sick.status_code, sick.json()["waiting"]) == (503, 2)
+    monkeypatch.undo()
+    log.flush()
+    assert http.get("/audit/health").status_code == 200
+    assert len(answers(log)) == 1
 
 
 # -- hostile and half-dead peers ---------------------------------------------------------------------------------------------

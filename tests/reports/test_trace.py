@@ -100,6 +100,15 @@ def test_an_approval_after_the_effect_is_said_as_that(decide, state, log, server
     assert approval_of(log, log.approval_rules, log.entry(effect)).state == state
 
 
+def test_an_approval_of_the_answer_counts_for_what_names_the_call(log, server):
+    call = ask(log, server)
+    log.approval(call, "approved", by="anna", known_by="token")
+    effect = post(log, event_id(call))
+    assert approval_of(log, log.approval_rules, log.entry(effect)).state == "given"
+    [root] = trace(log, effect, log.approval_rules).roots
+    assert shape(root) == ("ai_request", [("ai_response", [("approval.decision", []), ("data_modification", [])])])
+
+
 @pytest.mark.parametrize(("decisions", "state"), [
     ([("approved", "token")], "given"), ([("approved", "none")], "self-reported"), ([("rejected", "token")], "rejected"),
     ([("rejected", "token"), ("approved", "operating system")], "given"), ([("approved", "token"), ("rejected", "token")], "rejected"),

@@ -7,6 +7,7 @@ What changes a model (pull, create, copy, delete) is one ``configuration_change`
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,6 @@ from urllib.parse import urlsplit
 from ..clock import CLOCK
 from ..core.errors import AuditError, CallBlocked
 from . import ends
-from .content import Kept
 from .context import NAMES
 from .evidence import is_of_format
 from .recorder import interrupts_the_log
@@ -32,8 +32,8 @@ Reader = Callable[[Answer, Mapping[str, Any]], None]
 class Call:
     """One call. ``read`` reads one object of its answer; ``capture`` is the way in, ``client`` the program that made the call."""
 
-    __slots__ = ("__weakref__", "_began_ns", "_first_ns", "_left", "_pid", "answer", "asked", "attempts", "capture", "claims",
-                 "client", "delivered", "digest", "endpoint", "event_id", "is_sent", "kept", "named", "read", "recorder",
+    __slots__ = ("__weakref__", "_began_ns", "_first_ns", "_left", "_pid", "answer", "asked", "attempts", "capture", "catch_up",
+                 "claims", "client", "delivered", "digest", "endpoint", "event_id", "is_sent", "kept", "named", "read", "recorder",
                  "server_version", "status", "unread", "who")  # fmt: skip
 
     def __init__(
@@ -46,13 +46,14 @@ class Call:
         self.event_id = CLOCK.event_id()
         # read once: a stream is consumed elsewhere, and its end may come in any thread
         self.who, self.named = recorder.who(claims)
-        self.kept = Kept(recorder.content.of(asked.model, self.who["actor"], asked.model or "unknown"))
+        self.kept = recorder.keep(asked.model, self.who, self.event_id)
         self.answer = Answer(self.kept.salt, self.kept.limit)
         self.attempts, self.delivered = 1, 0
         self.status: int | None = None
         self.digest: str | None = None
         self.server_version: str | None = None
         self.unread: str | None = None
+        self.catch_up: Callable[[], None] | None = None  # reads what was put off of the answer
         self.is_sent = False
         self._pid = os.getpid()
         self._left = [True]  # taken by whoever ends it; list.pop is one step for all threads
@@ -116,6 +117,11 @@ class Call:
     # -- the end ---------------------------------------------------------------------------------------------------------
 
     @property
+    def has_begun_to_answer(self) -> bool:
+        """Something of an answer has come, and the time of it is known."""
+        return self._first_ns is not None
+
+    @property
     def is_open(self) -> bool:
         """Nobody has ended it yet."""
         return bool(self._left)
@@ -167,6 +173,12 @@ class Call:
         except IndexError:
             return None
         spent = time.perf_counter_ns() - self._began_ns
+        if self.catch_up is not None:
+            try:
+                self.catch_up()
+            except Exception as e:  # noqa: BLE001  # entered by a signal handler while it was at it
+                self.unread = type(e).__name__
+            self.catch_up = None  # it holds the body, and the body this call
         self.recorder.open_calls.discard(self)
         self.status = status or self.status
         answer, asked = self.answer, self.asked
@@ -233,6 +245,7 @@ class Call:
                         "details": details}  # fmt: skip
 
 
+@functools.lru_cache(maxsize=256)
 def clean_endpoint(url: str) -> str:
     """Scheme, host, port and path of an address: no user, no password, no query, no fragment."""
     try:

@@ -9,7 +9,8 @@ sent
 ``full``                the same, and the texts as they were, encrypted beside the log
 ======================  =====================================================================================================
 
-The salt is a payload of the request's entry (``salt``, 32 bytes): erasing it leaves commitments that say nothing. A commitment is
+The salt is derived from the payload key of the day and the id of the call (``salt_day`` in the request's entry), or where that key is
+not at hand a payload of that entry (``salt``, 32 bytes); either way, once the key is destroyed the commitments say nothing. One is
 ``HMAC-SHA256(salt, name || 0x00 || content)``. Every entry of a call says under ``content`` which policy it was written by, so that
 what was hidden is not taken for missing. Embedding vectors are never kept, images only as size and type.
 """
@@ -58,13 +59,17 @@ class ContentPolicy:
 
 
 class Kept:
-    """What is kept of one call's content, by its policy."""
+    """What is kept of one call's content, by its policy. ``derived``: the day whose payload key gave the salt, and the salt; without
+    it one is drawn, which then has to be kept as a payload."""
 
-    __slots__ = ("policy", "salt")
+    __slots__ = ("policy", "salt", "salt_day")
 
-    def __init__(self, policy: str) -> None:
+    def __init__(self, policy: str, derived: tuple[str, bytes] | None = None) -> None:
         self.policy = policy
-        self.salt = None if policy in ("none", "lengths") else os.urandom(32)
+        self.salt_day: str | None = None
+        self.salt: bytes | None = None
+        if policy not in ("none", "lengths"):
+            self.salt_day, self.salt = derived or (None, os.urandom(32))
 
     @property
     def limit(self) -> int:
@@ -80,7 +85,11 @@ class Kept:
             return details, {}
         text = asked.text()
         details["commitments"] = {"prompt": commitment(self.salt, "prompt", text)}
-        payloads = {SALT: Payload(self.salt, "application/octet-stream")}
+        payloads: dict[str, Payload] = {}
+        if self.salt_day is not None:
+            details["salt_day"] = self.salt_day
+        else:
+            payloads[SALT] = Payload(self.salt, "application/octet-stream")
         self._keep(payloads, details, "prompt", text, "application/json")
         return details, payloads
 

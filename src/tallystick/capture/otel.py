@@ -207,7 +207,7 @@ class AuditSpanProcessor(SpanProcessor):
         recorder = self._recorder
         who, named = recorder.who()
         asked = _asked(attributes, operation)
-        kept = Kept(recorder.content.of(asked.model, who["actor"], asked.model or "unknown"))
+        kept = recorder.keep(asked.model, who, event_id)
         answer = Answer(kept.salt, kept.limit)
         numbered = _numbered(attributes)
         sees_prompt = _read_prompt(asked, attributes, numbered)

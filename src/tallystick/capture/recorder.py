@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from ..clock import CLOCK
 from ..core.errors import AuditError, CallBlocked, Conflict, DiskFull, EntryRefused
 from ..core.times import format_time
-from .content import ContentPolicy
+from .content import ContentPolicy, Kept
 from .context import current_context
 from .evidence import Evidence
 from .servers import Servers
@@ -62,8 +62,11 @@ class Journal(Protocol):
     def again(self, keywords: dict[str, Any], event_id: str) -> None:
         """Record one event that may be on record already under its id."""
 
-    def owe(self, count: int, first_us: int, last_us: int, cause: str, *, is_full: bool = False) -> None:
-        """The next entry comes after a ``log.gap`` that says this."""
+    def owe(self, count: int, first_us: int, last_us: int, cause: str, *, kept: int = 0, is_full: bool = False) -> None:
+        """The next entry comes after a ``log.gap`` that says this; ``kept`` of them will follow."""
+
+    def salt(self, event_id: str, subject: str | None) -> tuple[str, bytes] | None:
+        """A salt of 32 bytes for one call that can be derived again, and the day whose key it takes; None if it is not at hand."""
 
     def outcome(self, call: str, status: str, **more: Any) -> str:
         """Record what became of an answer."""
@@ -152,10 +155,11 @@ class Recorder:
             except (TypeError, ValueError, AttributeError) as e:  # values that no log could hold either
                 error = EntryRefused(f"an event that cannot be kept: {type(e).__name__}")
         with contextlib.suppress(AuditError):
-            self.journal.owe(1, now, now, _cause(error), is_full=isinstance(error, DiskFull))
+            self.journal.owe(1, now, now, _cause(error), kept=int(kept), is_full=isinstance(error, DiskFull))
         if kept:
             self._waiting = True
             self._call_helper()
+            self._late.put(_nothing)  # it may be waiting for notes alone: from now on it also tries again
         word = f"{type(error).__name__}:{kept}"
         if word not in self._said:
             self._said.add(word)
@@ -167,7 +171,8 @@ class Recorder:
         if not self._adopted:
             for file in self._spool.orphans():
                 if file.count:
-                    self.journal.owe(file.count, file.first_us, file.last_us, "kept in the spool of a process that ended")
+                    cause = "kept in the spool of a process that ended"
+                    self.journal.owe(file.count, file.first_us, file.last_us, cause, kept=file.count)
                     file.drain(self._again)
             self._adopted = True
         if self._waiting:
@@ -193,6 +198,11 @@ class Recorder:
         else:
             context.setdefault("actor_type", "user")
         return context, named
+
+    def keep(self, model: str | None, who: Mapping[str, Any], event_id: str) -> Kept:
+        """What is kept of the content of one call."""
+        policy = self.content.of(model, who["actor"], model or "unknown")
+        return Kept(policy, self.journal.salt(event_id, who.get("subject")) if policy not in ("none", "lengths") else None)
 
     # -- what comes late ---------------------------------------------------------------------------------------------
 
@@ -225,6 +235,17 @@ class Recorder:
             if job is None:
                 return
             _do(job)
+
+    @property
+    def waiting(self) -> int:
+        """How many events this process keeps in its spool."""
+        return len(self._spool)
+
+    def take_over(self) -> None:
+        """Record what processes that are gone left in their spools. Any event does so; this is for programs that wait for the first
+        one. ``AuditError`` if it cannot be."""
+        with self._lock:
+            self._drain()
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Wait until everything that came late before this call is recorded. ``TimeoutError``."""
@@ -284,6 +305,10 @@ def interrupts_the_log() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _nothing() -> None:
+    """A note that only wakes the helper."""
 
 
 def _do(job: Callable[[], None]) -> None:

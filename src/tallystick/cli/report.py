@@ -204,10 +204,11 @@ def _ai_usage(screen: Screen, log: AuditLogger, report: dict[str, Any]) -> None:
                      *(f"{took[p] / 1e6:,.2f}" if took else "-" for p in ("p50", "p95")),
                      f"{used:,}", f"{answers.get('rejected', 0):,}",
                      f"{answers.get('failed_validation', 0) + answers.get('failed_downstream', 0):,}",
+                     f"{answers.get('superseded', 0) + answers.get('expired', 0):,}",
                      f"{answers.get('unknown', 0):,}"])  # fmt: skip
     screen.blank()
-    screen.table(["model", "calls", "failed", "no end", "p50 s", "p95 s", "used", "rejected", "no use", "unknown"],
-                 rows, right=[1, 2, 3, 4, 5, 6, 7, 8, 9], cut=[0])  # fmt: skip
+    screen.table(["model", "calls", "failed", "no end", "p50 s", "p95 s", "used", "rejected", "failed after", "other", "unknown"],
+                 rows, right=[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], cut=[0])  # fmt: skip
     said = report["all"]
     screen.blank()
     ends = ", ".join(f"{count:,} {end.replace('_', ' ')}" for end, count in said["by_end"].items() if end != "ok")

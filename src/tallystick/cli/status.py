@@ -126,6 +126,10 @@ def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
     if unapproved:
         found.append((f"{plural(unapproved, 'entry', 'entries')} of the last 30 days needed an approval and had none "
                       "of somebody who is known", f"tally query {path} --unapproved --since 30d"))  # fmt: skip
+    waiting = _waiting(log)
+    if waiting:
+        found.append((f"{plural(waiting, 'spool')} of calls that could not be recorded yet; the next program that records does it",
+                      f"tally query {path} --type log.gap"))  # fmt: skip
     quarantine = log.path / "quarantine"
     try:
         count = len(os.listdir(quarantine))
@@ -146,6 +150,14 @@ def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
     if disk.free < max(64 << 20, disk.total // 50):
         found.append((f"the disk is nearly full, {size_text(disk.free)} left", "make room"))
     return found
+
+
+def _waiting(log: AuditLogger) -> int:
+    """Files in the spool that hold something; 0 where this user may not look."""
+    try:
+        return sum(1 for file in (log._handle.keys.path / "spool").iterdir() if file.stat().st_size)
+    except OSError:
+        return 0
 
 
 def _unapproved(log: AuditLogger) -> int:
@@ -173,12 +185,17 @@ def _show(log: AuditLogger, found: Status) -> None:
     left = f", {found.archived:,} of them archived" if found.archived else ""
     keeps = {"previews": "values of audited functions 500 characters each, encrypted",
              "none": "values of audited functions not kept (commitment)"}  # fmt: skip
+    ai = log._handle.settings.ai
+    content = {"none": "nothing", "lengths": "lengths", "commitment": "lengths and commitments",
+               "redacted": "redacted texts, encrypted", "full": "texts, encrypted"}[ai.content]  # fmt: skip
+    rules = f" (and {plural(len(ai.rules), 'rule')})" if ai.rules else ""
     screen.pairs([
         ("size", f"{plural(found.entries, 'entry', 'entries')}{left} · {size_text(found.bytes_on_disk)} · {year}{lasts}"),
         ("newest", f"#{found.newest_index:,} {when_text(found.newest_us, log.zone)}  {log.zone}"),
         ("checked", found.verified),
         ("outside", "nobody yet"),
         ("keeps", f"entries {found.retention_days:,} d, then to be archived · {keeps[found.keeps]}"),
+        ("models", f"of prompts and answers: {content}{rules} · when the log cannot be written: {ai.failure}"),
     ], indent=2)  # fmt: skip
     screen.blank()
     alarm = last_verified(log).alarm

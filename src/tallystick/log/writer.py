@@ -421,7 +421,8 @@ class Writer:
         if step is not None:
             own.append(self.own(CLOCK_STEP, "the wall clock was moved", step))
         if self._gap is not None:
-            own.append(self.own(GAP, "events could not be recorded", self._gap.details()))
+            late = self._gap.kept == self._gap.count
+            own.append(self.own(GAP, "events come late" if late else "events could not be recorded", self._gap.details()))
         own += [self.own(GAP, "submitted events were lost with their process", details) for details in self._lost_details()]
         if not self._config_checked:
             digest = hashlib.sha256(self._config()).hexdigest()
@@ -505,18 +506,19 @@ class Writer:
             return DiskFull(f"{self._store.folder}: no space left; nothing was recorded")
         return StoreError(f"{error.filename or self._store.folder}: {error.strerror}; nothing was recorded")
 
-    def owe(self, count: int, first_us: int, last_us: int, cause: str, *, is_full: bool = False) -> None:
-        """The next entry comes after one that says: ``count`` events could not be recorded when they happened, and why. It dies with
-        this handle. ``is_full``: the disk is, and the room kept for this is given up."""
+    def owe(self, count: int, first_us: int, last_us: int, cause: str, *, kept: int = 0, is_full: bool = False) -> None:
+        """The next entry comes after one that says: ``count`` events could not be recorded when they happened, why, and that ``kept``
+        of them follow. It dies with this handle. ``is_full``: the disk is, and the room kept for this is given up."""
         with self.busy:
-            self._count_gap(_Gap(count, first_us, last_us, cause), use_reserve=is_full)
+            self._count_gap(_Gap(count, first_us, last_us, cause, kept), use_reserve=is_full)
 
     def _count_gap(self, more: _Gap, *, use_reserve: bool = True) -> None:
         known = self._gap
         if known is not None:
             causes = known.cause.split("; ")
             cause = known.cause if more.cause in causes or len(causes) > 3 else f"{known.cause}; {more.cause}"
-            more = _Gap(known.count + more.count, min(known.first_us, more.first_us), max(known.last_us, more.last_us), cause)
+            more = _Gap(known.count + more.count, min(known.first_us, more.first_us), max(known.last_us, more.last_us), cause,
+                        known.kept + more.kept)  # fmt: skip
         self._gap = more
         if use_reserve:
             with contextlib.suppress(AuditError, OSError):
@@ -603,10 +605,11 @@ class _Gap(NamedTuple):
     first_us: int
     last_us: int
     cause: str = "the log could not be written"
+    kept: int = 0  # of them follow, from a spool
 
     def details(self) -> dict[str, Any]:
-        return {"count": self.count, "first": format_time(self.first_us), "last": format_time(self.last_us),
-                "cause": self.cause}  # fmt: skip
+        found = {"count": self.count, "first": format_time(self.first_us), "last": format_time(self.last_us), "cause": self.cause}
+        return found | ({"kept": self.kept} if self.kept else {})
 
 
 def _may_not_write(error: OSError) -> bool:

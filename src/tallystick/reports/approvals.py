@@ -112,5 +112,8 @@ def _line(log: Source, entry: AuditEntry) -> Iterator[str]:
             return
 
 
-def _decisions(log: Source, subject: str) -> Iterable[AuditEntry]:
-    return log.entries({"event_type": EVENT_TYPE, "parent_id": subject})
+def _decisions(log: Source, subject: str) -> Iterator[AuditEntry]:
+    """Decisions about an entry. One about a call hangs from the answer that was decided about."""
+    yield from log.entries({"event_type": EVENT_TYPE, "parent_id": subject})
+    for answer in log.entries({"event_type": "ai_response", "parent_id": subject}):
+        yield from log.entries({"event_type": EVENT_TYPE, "parent_id": answer.event_id})

@@ -105,7 +105,12 @@ def _reader(asked: Asked) -> Any:
 
 
 def _endpoint(client: Any, path: str) -> str:
-    return urljoin(str(getattr(client._client, "base_url", "")), path)
+    return _joined(str(getattr(client._client, "base_url", "")), path)
+
+
+@functools.lru_cache(maxsize=256)
+def _joined(base: str, path: str) -> str:
+    return urljoin(base, path)
 
 
 @functools.cache

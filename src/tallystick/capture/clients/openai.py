@@ -104,8 +104,13 @@ def _call(recorder: Recorder, client: Any, capture: str, options: Any, *, stream
     if asked is None:
         return None
     asked.stream = stream or asked.stream
-    base = str(getattr(client, "base_url", ""))
-    return Call(recorder, asked, wire.read_answer, capture=capture, endpoint=urljoin(base, url.lstrip("/")), client=_version())
+    endpoint = _joined(str(getattr(client, "base_url", "")), url)
+    return Call(recorder, asked, wire.read_answer, capture=capture, endpoint=endpoint, client=_version())
+
+
+@functools.lru_cache(maxsize=256)
+def _joined(base: str, url: str) -> str:
+    return urljoin(base, url.lstrip("/"))
 
 
 @functools.cache
@@ -235,12 +240,17 @@ class _Tap:
         self.call = call
         self.body = Body(response.headers.get("content-type", ""), call.feed)
         self.is_stepping = False  # the response closes itself at its end: that is not its caller's doing
+        call.catch_up = self.body.catch_up
         call.recorder.open_calls.add(call)
         weakref.finalize(response, call.abandon).atexit = False
 
     def data(self, data: bytes) -> None:
-        self.body.feed(data)
-        self.call.delivered += 1
+        call = self.call
+        if call.has_begun_to_answer:
+            self.body.feed_later(data)
+        else:
+            self.body.feed(data)
+        call.delivered += 1
 
     def end(self) -> str:
         """The source has no more."""
@@ -253,6 +263,7 @@ class _Tap:
         call = self.call
         if self.is_stepping or not call.is_open:
             return
+        self.body.catch_up()
         if self.body.is_done or call.answer.error is not None:
             call.finish(self.end())
         elif self.body.unreadable:

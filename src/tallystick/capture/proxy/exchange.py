@@ -196,6 +196,7 @@ class Exchange:
             headers.append((b"x-audit-event-id", call.event_id.encode()))
             self.body = Body(_header(response.headers, b"content-type").decode("ascii", "replace"), call.feed,
                              _header(response.headers, b"content-encoding").decode("ascii", "replace"))  # fmt: skip
+            call.catch_up = self.body.catch_up
         await self.client.send(h11.Response(status_code=response.status_code, headers=headers, reason=response.reason))
         left = _length(response.headers)
         while True:
@@ -203,7 +204,7 @@ class Exchange:
             if isinstance(event, h11.Data):
                 data = bytes(event.data)
                 if self.body is not None and call is not None:
-                    self.body.feed(data)
+                    (self.body.feed_later if call.has_begun_to_answer else self.body.feed)(data)
                     call.delivered += 1
                     left = None if left is None else left - len(data)
                     if left == 0:  # its client has all of it with these bytes
@@ -242,6 +243,7 @@ class Exchange:
         if self.call is None:
             return
         if end == ends.ABANDONED and self.body is not None:
+            self.body.catch_up()
             if self.body.is_done or self.call.answer.whole:
                 self.body.settle(self.call.answer)
                 end = self.call.source_ended()

@@ -32,6 +32,10 @@ class Log(Protocol):
     def origin(self) -> str:
         """The log's origin."""
 
+    @property
+    def recorder(self) -> Any:
+        """What calls are recorded through."""
+
     def entry_count(self) -> int:
         """Entries that are signed."""
 
@@ -68,7 +72,7 @@ class Own:
         if not self._is_ours(headers.get(b"host", b"").decode("ascii", "replace")):
             return 403, {"error": "this host is not one of this proxy"}
         if target == b"/audit/health" and method in (b"GET", b"HEAD"):
-            return 200, {"log": self._log.origin, "size": await asyncio.to_thread(self._log.entry_count)}
+            return await asyncio.to_thread(self._health)
         known: dict[bytes, tuple[frozenset[str], Callable[..., str]]] = {
             b"/audit/outcomes": (_OUTCOME, self._outcome), b"/audit/approvals": (_APPROVAL, self._approval)}  # fmt: skip
         if target not in known:
@@ -94,6 +98,16 @@ class Own:
             return 403, {"error": str(e)}
         except AuditError as e:
             return 503, {"error": str(e)}
+
+    def _health(self) -> tuple[int, dict[str, Any]]:
+        """200 while calls are recorded as they come; 503 while something waits in the spool, or the log cannot be read."""
+        waiting = self._log.recorder.waiting
+        said: dict[str, Any] = {"log": self._log.origin, "waiting": waiting}
+        try:
+            said["size"] = self._log.entry_count()
+        except (AuditError, OSError) as e:
+            return 503, said | {"error": f"the log cannot be read ({type(e).__name__})"}
+        return (503, said | {"error": "the log cannot be written: calls wait in the spool"}) if waiting else (200, said)
 
     def _outcome(self, given: dict[str, str], headers: Mapping[bytes, bytes]) -> str:
         event_id, status = _required(given, "event_id"), _required(given, "status")

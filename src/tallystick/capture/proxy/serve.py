@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import h11
 
+from ...core.errors import AuditError
 from ..recorder import Recorder
 from .exchange import Exchange, refuse
 from .own import Own
@@ -34,6 +35,8 @@ class Proxy:
         """Listen; port 0 takes a free one. ``OSError``."""
         loop = asyncio.get_running_loop()
         self._recorder.expect_late()
+        with contextlib.suppress(AuditError):  # the next call says so
+            await asyncio.to_thread(self._recorder.take_over)
         self._server = await loop.create_server(lambda: Side(h11.SERVER, self._arrived), host, port, backlog=1024)
         found = self._server.sockets[0].getsockname()
         return found[0], found[1]
