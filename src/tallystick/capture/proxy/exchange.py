@@ -176,11 +176,11 @@ class Exchange:
         target = address.path.encode() + self.request.target
         if not any(n == b"host" for n, _ in headers):  # HTTP/1.0 has none, HTTP/1.1 must have one
             headers.append((b"host", address.authority.encode()))
-        await server.send(h11.Request(method=self.request.method, target=target, headers=headers))
+        request = h11.Request(method=self.request.method, target=target, headers=headers)
         if pieces:
-            for piece in pieces:
-                await server.send(piece)
+            await server.send(request, *pieces)
             return
+        await server.send(request)
         while True:
             event = await self._next_of_request()
             await server.send(event)
@@ -197,10 +197,15 @@ class Exchange:
             self.body = Body(_header(response.headers, b"content-type").decode("ascii", "replace"), call.feed,
                              _header(response.headers, b"content-encoding").decode("ascii", "replace"))  # fmt: skip
             call.catch_up = self.body.catch_up
-        await self.client.send(h11.Response(status_code=response.status_code, headers=headers, reason=response.reason))
+        # what is here already goes out in one write; nothing waits for what is still to come
+        ready: list[Any] = [h11.Response(status_code=response.status_code, headers=headers, reason=response.reason)]
         left = _length(response.headers)
         while True:
-            event = await server.event()
+            event = server.event_now()
+            if event is None:
+                await self.client.send(*ready)
+                ready.clear()
+                event = await server.event()
             if isinstance(event, h11.Data):
                 data = bytes(event.data)
                 if self.body is not None and call is not None:
@@ -209,14 +214,14 @@ class Exchange:
                     left = None if left is None else left - len(data)
                     if left == 0:  # its client has all of it with these bytes
                         await self._finish(response.status_code)
-                await self.client.send(h11.Data(data=data))
+                ready.append(h11.Data(data=data))
             elif isinstance(event, h11.EndOfMessage):
                 break
             else:
                 raise Gone
         await self._finish(response.status_code)
         self.client.on_gone = None
-        await self.client.send(h11.EndOfMessage())
+        await self.client.send(*ready, h11.EndOfMessage())
         self.upstream.give_back(server)
 
     async def _finish(self, status: int) -> None:

@@ -78,6 +78,21 @@ class Side(asyncio.Protocol):
 
     # -- reading and writing
 
+    def event_now(self) -> Any:
+        """The next event, if it is here already; else None."""
+        event = self.h11.next_event()
+        if event is h11.NEED_DATA and self._data:
+            self._take_in()
+            event = self.h11.next_event()
+        return None if event is h11.NEED_DATA else event
+
+    def _take_in(self) -> None:
+        self.h11.receive_data(bytes(self._data))
+        self._data.clear()
+        if self._is_held:
+            self._is_held = False
+            self.transport.resume_reading()
+
     async def event(self) -> Any:
         """The next event of the message that comes in; ``Gone`` in the middle of one, ``h11.RemoteProtocolError`` for nonsense."""
         while True:
@@ -99,17 +114,13 @@ class Side(asyncio.Protocol):
                 self._waiting = asyncio.get_running_loop().create_future()
                 await self._waiting
                 continue
-            self.h11.receive_data(bytes(self._data))
-            self._data.clear()
-            if self._is_held:
-                self._is_held = False
-                self.transport.resume_reading()
+            self._take_in()
 
-    async def send(self, event: Any) -> None:
-        """Write one event, and wait while the other end does not keep up."""
+    async def send(self, *events: Any) -> None:
+        """Write events in one go, and wait while the other end does not keep up."""
         if self.transport.is_closing():
             raise Gone
-        data = self.h11.send(event)
+        data = b"".join(self.h11.send(event) or b"" for event in events)
         if data:
             self.transport.write(data)
         if self._paused is not None:
