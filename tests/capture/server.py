@@ -132,7 +132,9 @@ class _Reply:
             return self._whole(204, b"", extra={"access-control-allow-origin": "*"})
         try:
             body = self.request.json if self.request.body else {}
-        except ValueError:
+        except (ValueError, RecursionError):
+            body = None
+        if not isinstance(body, dict):
             return self._whole(400, b'{"error":"invalid character"}')
         script = body.get("model") or body.get("source") or body.get("name") or ""
         stream = body.get("stream", path.startswith("/api/") and path not in ("/api/embed", "/api/embeddings", "/api/delete", "/api/copy"))

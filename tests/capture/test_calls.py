@@ -402,3 +402,22 @@ def test_a_salt_is_derived_once_the_key_of_the_day_is_there_and_goes_with_that_k
             log.salt(request.event_id)
     with pytest.raises(KeyError):
         log.salt(log.log("data_access", "ana", "user", "crm", "read"))
+
+
+def test_instrument_reaches_a_class_that_another_instrumentation_gave_a_method_of_its_own(log, server):
+    import openai
+
+    def theirs(self, *args, **keywords):
+        return super(openai.OpenAI, self).request(*args, **keywords)
+
+    openai.OpenAI.request = theirs
+    try:
+        tallystick.instrument(log)
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
+            client.chat.completions.create(model="ok", messages=HELLO)
+        tallystick.uninstrument()
+        assert openai.OpenAI.request is theirs
+    finally:
+        tallystick.uninstrument()
+        del openai.OpenAI.request
+    assert ends(log) == ["ok"]

@@ -127,7 +127,7 @@ def test_the_call_is_on_record_and_its_caller_got_what_he_would_have_got(way, ca
 def test_nothing_that_was_recorded_holds_content_or_a_secret(log, server):
     """Of all that the cases above left: no text of a prompt or an answer, no key, no image stands in a line."""
     lines = b"".join(path.read_bytes() for path in sorted((log.path / "segments").iterdir()))
-    assert lines.count(b'"ai_response"') > 100
+    assert lines.count(b'"ai_response"') > 10
     for hidden in ("Bahn nach", "Answer briefly", "from 🎉", "let me see", "sk-test", "iVBORw0KGgo", "Köln", "rather", "an error was"):
         assert hidden.encode() not in lines, hidden
 

@@ -109,7 +109,7 @@ def test_the_responses_interface_whole_and_as_a_stream():
     assert one.details() == two.details()
     asked = openai.read_request("/v1/responses", {"model": "m", "instructions": "be brief", "input": [
         {"role": "user", "content": [{"type": "input_text", "text": "hello"}]}, {"type": "function_call_output", "call_id": "c", "output": "x"}]})
-    assert (asked.prompt_chars, asked.results) == (13, [("c", None)])
+    assert (asked.prompt_chars, asked.results) == (14, [("c", None)])
 
 
 @given(st.lists(st.text(max_size=30), max_size=30), st.integers(0, 200))

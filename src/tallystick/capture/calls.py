@@ -32,9 +32,9 @@ Reader = Callable[[Answer, Mapping[str, Any]], None]
 class Call:
     """One call. ``read`` reads one object of its answer; ``capture`` is the way in, ``client`` the program that made the call."""
 
-    __slots__ = ("__weakref__", "_began_ns", "_first_ns", "_left", "_pid", "answer", "asked", "attempts", "capture", "catch_up",
-                 "claims", "client", "delivered", "digest", "endpoint", "event_id", "is_sent", "kept", "named", "read", "recorder",
-                 "server_version", "status", "unread", "who")  # fmt: skip
+    __slots__ = ("__weakref__", "_began_ns", "_first_ns", "_left", "_pid", "_valid", "answer", "asked", "attempts", "capture",
+                 "catch_up", "claims", "client", "delivered", "digest", "endpoint", "event_id", "is_on_record", "is_sent",
+                 "kept", "named", "read", "recorder", "server_version", "status", "unread", "who")  # fmt: skip
 
     def __init__(
         self, recorder: Recorder, asked: Asked, read: Reader, *, capture: str, endpoint: str = "", client: str = "",
@@ -55,6 +55,8 @@ class Call:
         self.unread: str | None = None
         self.catch_up: Callable[[], None] | None = None  # reads what was put off of the answer
         self.is_sent = False
+        self.is_on_record = False  # its request is, or may be: whoever waited for that may have been cancelled
+        self._valid: bool | None = None
         self._pid = os.getpid()
         self._left = [True]  # taken by whoever ends it; list.pop is one step for all threads
         self._began_ns = time.perf_counter_ns()
@@ -64,8 +66,10 @@ class Call:
 
     def begin(self) -> None:
         """Before the first byte leaves: the request is on record. ``CallBlocked`` if it cannot be, and must."""
+        self._adopt()
         if not self.asked.admin:
             event = self._request()
+            self.is_on_record = True
             if interrupts_the_log():
                 recorder, event_id = self.recorder, self.event_id
                 recorder.later(lambda: recorder.put(event, event_id))
@@ -78,7 +82,9 @@ class Call:
 
     async def abegin(self) -> None:
         """``begin`` without blocking the loop."""
+        self._adopt()
         if not self.asked.admin:
+            self.is_on_record = True
             try:
                 await self.recorder.aput(self._request(), self.event_id)
             except CallBlocked as e:
@@ -90,6 +96,13 @@ class Call:
         self._left.clear()
         self.recorder.open_calls.discard(self)
         return CallBlocked(f"{error}: nothing was sent")
+
+    def _adopt(self) -> None:
+        """A stream that was made before a fork and is read in the child is the child's own call."""
+        if self._pid != os.getpid():
+            self._pid, self._left, self.event_id = os.getpid(), [True], CLOCK.event_id()
+            self.kept = self.recorder.keep(self.asked.model, self.who, self.event_id)
+            self.answer = Answer(self.kept.salt, self.kept.limit)
 
     def _sent(self) -> None:
         self.is_sent = True
@@ -137,17 +150,26 @@ class Call:
         event = self._take(end, error, status)
         if event is None:
             return
-        keywords, event_id = event
         if interrupts_the_log():
-            self.recorder.later(lambda: self.recorder.put(keywords, event_id))
+            self.recorder.later(lambda: self._end(*event))
         else:
-            self.recorder.put(keywords, event_id)
+            self._end(*event)
 
     async def afinish(self, end: str, error: BaseException | None = None, status: int | None = None) -> None:
         """``finish`` without blocking the loop. Not for ends by cancellation: the task may not get another turn."""
         event = self._take(end, error, status)
         if event is not None:
             await self.recorder.aput(*event)
+            self._ended_well()
+
+    def _end(self, keywords: dict[str, Any], event_id: str) -> None:
+        self.recorder.put(keywords, event_id)
+        self._ended_well()
+
+    def _ended_well(self) -> None:
+        """On record: now what is seen of an answer's fate can be bound to its entry."""
+        if self.answer.whole and not self.asked.admin and self.answer.error is None:
+            self.recorder.evidence.finished(self.event_id, self.answer, self._valid)
 
     def failed(self, error: BaseException) -> None:
         """An exception ended it; it is on its way to the caller, and stays what it is."""
@@ -213,15 +235,14 @@ class Call:
         valid = is_of_format(asked, answer.text()) if end == ends.OK and not asked.admin else None
         if valid is not None:
             details["format_valid"] = valid
-        if end == ends.OK and not asked.admin:
-            self.recorder.evidence.finished(self.event_id, answer, valid)
+        self._valid = valid
         result = ends.outcome_of(end, delivered=self.delivered > 0)
         if asked.admin:
             return self._event("configuration_change", result, details), self.event_id
         event = self._event("ai_response", result, details)
         if payloads:
             event["payloads"] = payloads
-        if not self.is_sent:
+        if not self.is_on_record:
             return event, self.event_id
         return event | {"parent_id": self.event_id}, CLOCK.event_id()
 

@@ -24,6 +24,7 @@ from .wire.asked import Asked
 
 _REMEMBERED = 2048
 _ECHO_CHARS_MIN = 2
+CHECKED_CHARS_MAX = 256 * 1024
 
 
 class Recorder(Protocol):
@@ -45,7 +46,7 @@ class Evidence:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may make a call while this thread holds it
         self._texts: collections.OrderedDict[Any, str] = collections.OrderedDict()
         self._tools: collections.OrderedDict[Any, str] = collections.OrderedDict()
         self._told: collections.OrderedDict[Any, bool] = collections.OrderedDict()
@@ -55,15 +56,16 @@ class Evidence:
         if valid is False:
             self._tell(event_id, "failed_validation", INVALID)
         text = answer.text()
+        said = _digest(text) if text is not None and len(text) >= _ECHO_CHARS_MIN else None
+        keys: list[Any] = []
+        for call in answer.tool_calls.values():
+            keys += [("id", call.id)] if call.id else []
+            keys += [_asked_key(call.name, call.arguments), ("name", call.name)] if call.name else []
         with self._lock:
-            if text is not None and len(text) >= _ECHO_CHARS_MIN:
-                _remember(self._texts, _digest(text), event_id)
-            for call in answer.tool_calls.values():
-                if call.id:
-                    _remember(self._tools, ("id", call.id), event_id)
-                if call.name:
-                    _remember(self._tools, ("call", call.name, _canonical(call.arguments)), event_id)
-                    _remember(self._tools, ("name", call.name), event_id)
+            if said is not None:
+                _remember(self._texts, said, event_id)
+            for key in keys:
+                _remember(self._tools, key, event_id)
 
     def asked_again(self, asked: Asked) -> None:
         """A request is on its way: what it brings back of earlier answers."""
@@ -81,8 +83,9 @@ class Evidence:
     def asked_for(self, tool: str, arguments: dict[str, Any]) -> str | None:
         """The call whose answer asked for this tool with just these arguments, and was not seen to be answered for it yet; None where
         nobody asked for that: code may run its tools without any model."""
+        key = _asked_key(tool, arguments)
         with self._lock:
-            return self._tools.pop(("call", tool, _canonical(arguments)), None)
+            return self._tools.pop(key, None)
 
     def tool_ran(self, event_id: str) -> None:
         """A tool that the answer asked for was seen to run."""
@@ -109,6 +112,10 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).digest()
 
 
+def _asked_key(tool: str, arguments: Any) -> Any:
+    return "call", tool, _digest(_canonical(arguments))  # arguments are content: only their digest stays
+
+
 def _canonical(arguments: Any) -> str:
     """Arguments in one spelling, whether they came as text or as an object."""
     if isinstance(arguments, str):
@@ -131,6 +138,8 @@ def is_of_format(asked: Asked, text: str | None) -> bool | None:
     if asked.format != "json_schema" or asked.schema is None:
         return True
     try:
+        if len(text) > CHECKED_CHARS_MAX:
+            return None
         validator = _validator(msgspec.json.encode(asked.schema))
         return None if validator is None else bool(validator.is_valid(value))
     except Exception:  # noqa: BLE001  # a schema that is none, or one that refers to somewhere else
@@ -139,9 +148,29 @@ def is_of_format(asked: Asked, text: str | None) -> bool | None:
 
 @functools.lru_cache(maxsize=64)
 def _validator(schema: bytes) -> Any:
+    """None for a schema that refers to elsewhere, which nobody here fetches, and for one with patterns: a pattern can take for ever,
+    and it is the caller's."""
     try:
         from jsonschema.validators import validator_for
+        from referencing import Registry
     except ImportError:
         return None
     document = json.loads(schema)
-    return validator_for(document)(document)
+    if _is_risky(document):
+        return None
+    return validator_for(document)(document, registry=Registry())
+
+
+def _is_risky(schema: Any) -> bool:
+    pending = [schema]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict):
+            for key, value in one.items():
+                if key in ("pattern", "patternProperties", "$dynamicRef", "$recursiveRef", "$schema") or (
+                    key == "$ref" and not (isinstance(value, str) and value.startswith("#"))):  # fmt: skip
+                    return True
+                pending.append(value)
+        elif isinstance(one, list):
+            pending += one
+    return False

@@ -35,6 +35,7 @@ from .spool import Spool, Spooled
 FAILURES = ("block", "spool", "warn")
 _logger = logging.getLogger("tallystick")
 _RETRY_S = 1.0
+_CALLS = frozenset(["ai_request", "ai_response", "configuration_change"])
 _recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
 
@@ -87,7 +88,6 @@ class Recorder:
         if failure not in FAILURES:
             raise ValueError(f"{failure!r} is no failure policy; known are {', '.join(FAILURES)}")
         self.journal, self.content, self.failure, self.look_up = journal, content, failure, look_up
-        self.evidence, self.servers = Evidence(self), Servers(self)
         self._start()
         if not _recorders:  # whoever registers last is called first: before the logs are closed
             atexit.unregister(_end_all)
@@ -97,6 +97,10 @@ class Recorder:
     def _start(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()  # of the spool and of the counts
+        self._starting = threading.RLock()  # of the helper: a signal handler may want it too
+        self._to_say: list[str] = []  # said when the lock is free: a handler of the program may record, too
+        self._owed: set[str] = set()  # spools of dead processes whose gap is owed
+        self.evidence, self.servers = Evidence(self), Servers(self)  # with locks that no fork has taken
         self._spool = Spool(self.journal.keys, self.journal.origin)
         self._adopted = False
         self._waiting = False  # something is in the spool
@@ -120,10 +124,10 @@ class Recorder:
         if self._adopted and not self._waiting:
             try:
                 await self.journal.aput(keywords, event_id)
-            except AuditError as e:
-                self._failed(keywords, event_id, e)
-        else:  # something is to be drained first, in order: rare, and a matter of files
-            await asyncio.get_running_loop().run_in_executor(None, self.put, keywords, event_id)
+            except AuditError as e:  # a matter of locks and files: not in the loop
+                await asyncio.shield(asyncio.to_thread(self._failed, keywords, event_id, e))
+        else:  # something is to be drained first, in order: rare, and a matter of files too; a cancelled task does not end it
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self.put, keywords, event_id))
 
     def _is_ready(self, keywords: dict[str, Any], event_id: str) -> bool:
         """True if nothing waits before this event; else it was put behind what waits."""
@@ -133,21 +137,50 @@ class Recorder:
             try:
                 self._drain()
             except AuditError as e:
+                error: AuditError | None = e
                 self._keep(keywords, event_id, e)
-                if self.failure != "block":
-                    return False
-                raise _blocked(e) from e
-        return True
+            else:
+                error = None
+        self._say()
+        if error is not None and self.failure == "block":
+            raise _blocked(error) from error
+        return error is None
 
     def _failed(self, keywords: dict[str, Any], event_id: str, error: AuditError) -> None:
+        if isinstance(error, EntryRefused) and keywords.get("event_type") in _CALLS and self._put_reduced(keywords, event_id, error):
+            return
         with self._lock:
             self._keep(keywords, event_id, error)
+        self._say()
         if self.failure == "block":
             raise _blocked(error) from error
+
+    def _put_reduced(self, keywords: dict[str, Any], event_id: str, error: EntryRefused) -> bool:
+        """An event that no log would take: recorded all the same, with what cannot be wrong. Whoever makes a call may not choose that
+        it is not recorded by making it odd or large."""
+        said = keywords.get("details")
+        said = said if isinstance(said, dict) else {}
+        few = {n: said[n] for n in ("operation", "provider", "capture", "end", "stream") if isinstance(said.get(n), str | bool)}
+        reduced: dict[str, Any] = {
+            n: keywords[n] for n in ("event_type", "actor_type", "action", "outcome", "parent_id") if n in keywords}  # fmt: skip
+        for name in ("actor", "resource"):
+            reduced[name] = str(keywords.get(name) or "unknown").encode("utf-8", "replace").decode()[:100] or "unknown"
+        reduced["details"] = {**few, "reduced": error.path[:100] or "too large"}
+        try:
+            self.journal.put(reduced, event_id)
+        except AuditError:
+            return False
+        return True
+
+    def _say(self) -> None:
+        while self._to_say:
+            _logger.error(self._to_say.pop(0))
 
     def _keep(self, keywords: dict[str, Any], event_id: str, error: AuditError) -> None:
         """Under the lock: into the spool, or only counted."""
         now = CLOCK.wall_us()
+        if self.journal.service is not None:  # whoever records it later is perhaps another program
+            keywords = {"service": self.journal.service, **keywords}
         kept = False
         if self.failure == "spool" and not isinstance(error, EntryRefused):
             try:
@@ -164,16 +197,19 @@ class Recorder:
         if word not in self._said:
             self._said.add(word)
             then = "kept in the spool, and recorded as soon as it can be" if kept else "NOT recorded; it is counted"
-            _logger.error("the audit log cannot be written: %s. An event is %s (said once)", error, then)
+            self._to_say.append(f"the audit log cannot be written: {error}. An event is {then} (said once)")
 
     def _drain(self) -> None:
         """Under the lock: what waits goes first, that of dead processes before ours. Raises why it cannot."""
         if not self._adopted:
             for file in self._spool.orphans():
-                if file.count:
-                    cause = "kept in the spool of a process that ended"
-                    self.journal.owe(file.count, file.first_us, file.last_us, cause, kept=file.count)
-                    file.drain(self._again)
+                if file.token not in self._owed and (file.count or file.is_damaged):
+                    self._owed.add(file.token)
+                    cause = "kept in the spool of a process that ended" + (", which cannot be read whole" if file.is_damaged else "")
+                    lost = int(file.is_damaged)  # at least
+                    now = CLOCK.wall_us()
+                    self.journal.owe(file.count + lost, file.first_us or now, file.last_us or now, cause, kept=file.count)
+                file.drain(self._again)
             self._adopted = True
         if self._waiting:
             self._spool.drain(self._again)
@@ -215,14 +251,15 @@ class Recorder:
         if self._pid != os.getpid():
             self._start()
         if self._helper is None:
-            with self._lock:
-                self._call_helper()
+            self._call_helper()
 
     def _call_helper(self) -> None:
-        if self._helper is None:
-            self._helper = threading.Thread(target=self._help, args=(self._late,), name="tallystick-late", daemon=True)
-            with contextlib.suppress(RuntimeError):  # the interpreter ends: close() does what is left
-                self._helper.start()
+        with self._starting:
+            if self._helper is None:
+                helper = threading.Thread(target=self._help, args=(self._late,), name="tallystick-late", daemon=True)
+                with contextlib.suppress(RuntimeError):  # no thread can be had: flush() and close() do what is left
+                    helper.start()
+                    self._helper = helper
 
     def _help(self, late: queue.SimpleQueue[Callable[[], None] | None]) -> None:
         while True:
@@ -258,6 +295,8 @@ class Recorder:
         done = threading.Event()
         self._late.put(done.set)
         self.expect_late()
+        if self._helper is None:
+            self._do_all()
         if not done.wait(timeout_s):
             raise TimeoutError("what came late is still on its way to the log")
         with self._lock, contextlib.suppress(AuditError):
@@ -274,18 +313,21 @@ class Recorder:
         if helper is not None and helper.is_alive():
             self._late.put(None)
             helper.join()
-        while True:
-            try:
-                job = self._late.get_nowait()
-            except queue.Empty:
-                break
-            if job is not None:
-                _do(job)
+        self._do_all()
         with self._lock:
             with contextlib.suppress(AuditError):
                 if self._waiting:
                     self._drain()
             self._spool.close()
+
+    def _do_all(self) -> None:
+        while True:
+            try:
+                job = self._late.get_nowait()
+            except queue.Empty:
+                return
+            if job is not None:
+                _do(job)
 
     def after_fork(self) -> None:
         """In the child: helper, queue, spool and open calls are the parent's."""

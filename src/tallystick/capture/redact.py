@@ -28,7 +28,7 @@ _KEY_LIKE = re.compile(
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
 _ASSIGNED = re.compile(
-    r"""(?i)(["']?\b[\w-]*(?:password|passwd|token|secret|api[_-]?key|authorization|cookie)[\w-]*["']?\s*[:=]\s*)("[^"]*"|'[^']*'|[^\s,;&}\]]+)"""
+    r"""(?i)(["']?(?<![\w-])[\w-]{0,64}?(?:password|passwd|token|secret|api[_-]?key|authorization|cookie)[\w-]{0,64}["']?\s*[:=]\s*)("[^"]*"|'[^']*'|[^\s,;&}\]]+)"""
 )
 _DEPTH_MAX, _ITEMS_MAX = 6, 50
 

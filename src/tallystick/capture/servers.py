@@ -43,7 +43,13 @@ class Servers:
         return known is None or time.monotonic() > known.until_s
 
     def learn(self, call: Call, tags: Any, version: Any) -> None:
-        """What ``/api/tags`` and ``/api/version`` said; None where they did not."""
+        """What ``/api/tags`` and ``/api/version`` said; None where they did not. Never raises: no answer is late or lost for it."""
+        try:
+            self._learn(call, tags, version)
+        except Exception:  # noqa: BLE001
+            return
+
+    def _learn(self, call: Call, tags: Any, version: Any) -> None:
         key = _key(call)
         before = self._known.get(key)
         digest = _digest(tags, key[1])

@@ -105,6 +105,8 @@ class Spool:
     def _key(self) -> bytes:
         path = self._keys / "spool.key"
         if not path.exists():
+            if self._folder.is_dir() and any(_TOKEN.fullmatch(name) for name in os.listdir(self._folder)):
+                raise Malformed(f"{path} is gone, and spools are there that only it opens")
             fresh = self._keys / f".spool.key.{os.urandom(6).hex()}"
             self._disk.write_file(fresh, os.urandom(32), 0o600, like=self._keys)
             with contextlib.suppress(FileExistsError):  # another process was faster: its key counts
@@ -145,6 +147,7 @@ class _File:
         self._cipher, self._origin = AESGCM(key), origin
         self.count = self._sequence = 0
         self._end = 0
+        self.is_damaged = False  # something in it cannot be read: kept, never written over
         self.first_us = self.last_us = 0
 
     @classmethod
@@ -153,15 +156,19 @@ class _File:
             with contextlib.suppress(FileExistsError):
                 disk.mkdir(folder, 0o700, like=folder.parent)
             disk.sync_folder(folder.parent)
-        path = folder / os.urandom(8).hex()
-        fd = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, like=folder)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            disk.sync_folder(folder)
-        except OSError:
-            close_quietly(fd)
-            raise
-        return cls(path, fd, key, origin, disk)
+        while True:
+            path = folder / os.urandom(8).hex()
+            fd = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, like=folder)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.fstat(fd).st_nlink == 0:  # somebody took it for a dead one's between the two lines
+                    close_quietly(fd)
+                    continue
+                disk.sync_folder(folder)
+            except OSError:
+                close_quietly(fd)
+                raise
+            return cls(path, fd, key, origin, disk)
 
     @classmethod
     def adopt(cls, path: Path, key: Callable[[], bytes], origin: str, disk: Disk) -> _File | None:
@@ -203,23 +210,32 @@ class _File:
         """All frames in order, then an empty file. If we die in between, the ids of what is recorded answer for it."""
         for event, _ in list(self.frames()):
             record(event)
-        os.ftruncate(self._fd, 0)
+        if self.is_damaged:  # for whoever wants to know what else was in it
+            with contextlib.suppress(OSError):
+                os.rename(self.path, self.path.with_suffix(".damaged"))
+        else:
+            os.ftruncate(self._fd, 0)
         self._end = self.count = 0
 
     def frames(self) -> Iterator[tuple[Spooled, int]]:
         """Whole frames and where each ends; ends at the first that is none."""
-        at, size = 0, os.fstat(self._fd).st_size
+        at, size, expected = 0, os.fstat(self._fd).st_size, -1
+        self.is_damaged = False
         while at + _HEAD <= size:
             head = os.pread(self._fd, _HEAD, at)
             length, sequence = int.from_bytes(head[:4], "big"), int.from_bytes(head[4:12], "big")
-            if not 16 <= length <= _FRAME_MAX or at + _HEAD + length > size:
+            if 16 <= length <= _FRAME_MAX and at + _HEAD + length > size:
+                return  # torn: what its process had not finished
+            self.is_damaged = True  # until this one was read
+            if not 16 <= length <= _FRAME_MAX or expected not in (-1, sequence):
                 return
             sealed = os.pread(self._fd, length, at + _HEAD)
             try:
                 event = _decode(self._cipher.decrypt(head[12:], sealed, self._bound(sequence)))
             except (InvalidTag, Malformed):
                 return
-            at += _HEAD + length
+            self.is_damaged = False
+            at, expected = at + _HEAD + length, sequence + 1
             yield event, at
 
     def remove(self) -> None:
@@ -228,7 +244,7 @@ class _File:
             self._disk.unlink(self.path)
 
     def close(self) -> None:
-        if self.count == 0 and self._fd >= 0:
+        if self.count == 0 and self._fd >= 0 and not self.is_damaged:
             self.remove()
         close_quietly(self._fd)
         self._fd = -1

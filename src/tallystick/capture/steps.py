@@ -56,6 +56,14 @@ class AsyncWatcher(Protocol):
         """Collected."""
 
 
+def _thrown(kind: Any, value: Any) -> BaseException:
+    """The exception that the three arguments of ``throw`` mean."""
+    if isinstance(value, BaseException):
+        return value
+    found: BaseException = kind if isinstance(kind, BaseException) else kind() if value is None else kind(value)
+    return found
+
+
 class WatchedGenerator(Generator[Any, Any, Any]):
     """A generator around another one."""
 
@@ -95,15 +103,20 @@ class WatchedGenerator(Generator[Any, Any, Any]):
             self._began = True
             try:
                 self._watcher.began()
-            except BaseException:
+            except BaseException as e:
                 self._over = True
                 self._inner.close()
+                self._watcher.failed(e)
                 raise
 
     def _end(self) -> None:
         if not self._over:
             self._over = True
-            self._watcher.ended()
+            try:
+                self._watcher.ended()
+            except BaseException as e:
+                self._watcher.failed(e)
+                raise
 
     def _fail(self, error: BaseException) -> None:
         if not self._over:
@@ -111,7 +124,7 @@ class WatchedGenerator(Generator[Any, Any, Any]):
             self._watcher.failed(error)
 
     def throw(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:  # noqa: ARG002
-        error = value if isinstance(value, BaseException) else kind if isinstance(kind, BaseException) else kind()
+        error = _thrown(kind, value)
         try:
             item = self._inner.throw(error)
         except StopIteration:
@@ -124,6 +137,8 @@ class WatchedGenerator(Generator[Any, Any, Any]):
         return item
 
     def close(self) -> Any:
+        if self._running:
+            return self._inner.close()  # Python refuses that, and it ends nothing
         try:
             return self._inner.close()  # from Python 3.13 on it returns something
         finally:
@@ -155,8 +170,9 @@ class WatchedAsyncGenerator(AsyncGenerator[Any, Any]):
             self._began = True
             try:
                 await self._watcher.began()
-            except BaseException:
+            except BaseException as e:
                 self._over = True
+                self._watcher.failed(e)
                 await self._inner.aclose()
                 raise
         if self._running:
@@ -167,7 +183,11 @@ class WatchedAsyncGenerator(AsyncGenerator[Any, Any]):
         except StopAsyncIteration:
             if not self._over:
                 self._over = True
-                await self._watcher.ended()
+                try:
+                    await self._watcher.ended()
+                except BaseException as e:
+                    self._watcher.failed(e)
+                    raise
             raise
         except BaseException as e:
             if not self._over:
@@ -180,13 +200,17 @@ class WatchedAsyncGenerator(AsyncGenerator[Any, Any]):
         return item
 
     async def athrow(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:  # noqa: ARG002
-        error = value if isinstance(value, BaseException) else kind if isinstance(kind, BaseException) else kind()
+        error = _thrown(kind, value)
         try:
             item = await self._inner.athrow(error)
         except StopAsyncIteration:
             if not self._over:
                 self._over = True
-                await self._watcher.ended()
+                try:
+                    await self._watcher.ended()
+                except BaseException as e:
+                    self._watcher.failed(e)
+                    raise
             raise
         except BaseException as e:
             if not self._over:
@@ -197,6 +221,9 @@ class WatchedAsyncGenerator(AsyncGenerator[Any, Any]):
         return item
 
     async def aclose(self) -> None:
+        if self._running:
+            await self._inner.aclose()
+            return
         try:
             await self._inner.aclose()
         finally:

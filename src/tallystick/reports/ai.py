@@ -45,7 +45,7 @@ def calls(log: Source, start: Any = None, end: Any = None, *, before: int | None
         elif entry.parent_id in found:
             _finish(found[entry.parent_id], entry)
             of_answer[entry.event_id] = entry.parent_id
-        elif entry.event_type == "ai_response":
+        elif entry.event_type == "ai_response" and not _began_before(log, entry):
             found[entry.event_id] = _row(entry)
             _finish(found[entry.event_id], entry)
     rows = list(found.values())
@@ -53,6 +53,13 @@ def calls(log: Source, start: Any = None, end: Any = None, *, before: int | None
         return rows
     last = {entry.event_id for entry in log.entries({"event_type": ["ai_request", "ai_response"]}, start, end, before=before)}
     return [row for row in rows if row["event_id"] in last]
+
+
+def _began_before(log: Source, entry: AuditEntry) -> bool:
+    """The answer of a call that began before the period: not one of its calls."""
+    if entry.parent_id is None:
+        return False
+    return any(e.event_type == "ai_request" for e in log.entries({"event_id": entry.parent_id}))
 
 
 def _row(entry: AuditEntry) -> dict[str, Any]:

@@ -114,6 +114,14 @@ def _line(log: Source, entry: AuditEntry) -> Iterator[str]:
 
 def _decisions(log: Source, subject: str) -> Iterator[AuditEntry]:
     """Decisions about an entry. One about a call hangs from the answer that was decided about."""
-    yield from log.entries({"event_type": EVENT_TYPE, "parent_id": subject})
-    for answer in log.entries({"event_type": "ai_response", "parent_id": subject}):
-        yield from log.entries({"event_type": EVENT_TYPE, "parent_id": answer.event_id})
+    answers = list(log.entries({"event_type": "ai_response", "parent_id": subject}))
+    try:
+        decided_about = [log.entry(subject), *answers]
+    except KeyError:
+        return
+    for about in decided_about:
+        for decision in log.entries({"event_type": EVENT_TYPE, "parent_id": about.event_id}):
+            # bound to other bytes, or given before there was an answer: no decision about what is on record
+            is_bound = decision.details.get("leaf_hash") == about.checksum
+            if is_bound and not (about.event_type == "ai_request" and any(a.index > decision.index for a in answers)):
+                yield decision

@@ -135,22 +135,24 @@ def _hooks(recorder: Callable[[], Recorder], capture: str) -> dict[str, Callable
             call.recorder.open_calls.add(call)
             bear(watched, call.event_id)
             return watched
-        call.begin()
         try:
+            call.begin()
             answer = original(seen, *args, stream=False, **keywords)
         except BaseException as e:
             call.failed(e)
             raise
-        _look_up(call, client)
-        _ended(call, answer)
+        try:
+            _look_up(call, client)
+        finally:  # interrupted or not: the answer is here, and that is what its entry says
+            _ended(call, answer)
         return answer
 
     def request_raw(client: Any, original: Any, *args: Any, **keywords: Any) -> Any:
         call = _raw_call(recorder(), client, capture, args, keywords)
         if call is None:
             return original(*args, **keywords)
-        call.begin()
         try:
+            call.begin()
             response = original(*args, **keywords)
         except BaseException as e:
             call.failed(e)
@@ -201,8 +203,10 @@ class _Watcher:
         self.call.delivered += 1
 
     def ended(self) -> None:
-        _look_up(self.call, self.client)
-        self.call.finish(self.call.source_ended())
+        try:
+            _look_up(self.call, self.client)
+        finally:
+            self.call.finish(self.call.source_ended())
 
     def failed(self, error: BaseException) -> None:
         self.call.failed(error)
@@ -219,8 +223,13 @@ class _AsyncWatcher(_Watcher):
         await self.call.abegin()
 
     async def ended(self) -> None:  # type: ignore[override]
-        await _alook_up(self.call, self.client)
-        await self.call.afinish(self.call.source_ended())
+        end = self.call.source_ended()
+        try:
+            await _alook_up(self.call, self.client)
+        except BaseException:
+            self.call.finish(end)
+            raise
+        await self.call.afinish(end)
 
 
 def _async_hooks(recorder: Callable[[], Recorder], capture: str) -> dict[str, Callable[..., Any]]:
@@ -242,8 +251,12 @@ def _async_hooks(recorder: Callable[[], Recorder], capture: str) -> dict[str, Ca
         except BaseException as e:
             call.failed(e)
             raise
-        await _alook_up(call, client)
         end = _read(call, answer)
+        try:
+            await _alook_up(call, client)
+        except BaseException:
+            call.finish(end)
+            raise
         try:
             await call.afinish(end)
         except AuditError as e:

@@ -32,10 +32,10 @@ _instrumented: list[Any] = []
 class _Doing:
     """One call while ``request`` runs, and what was done with its response."""
 
-    __slots__ = ("call", "how")
+    __slots__ = ("call", "how", "options")
 
-    def __init__(self, call: Call) -> None:
-        self.call = call
+    def __init__(self, call: Call, options: Any) -> None:
+        self.call, self.options = call, options
         self.how = ""
 
 
@@ -67,9 +67,10 @@ def instrument(recorder: Recorder) -> None:
     _instrumented[:] = [recorder]
     for kind, hooks in ((base.SyncAPIClient, _hooks), (base.AsyncAPIClient, _async_hooks)):
         for name, hook in hooks(lambda: _instrumented[0], "instrument").items():
-            original = getattr(kind, name)
-            if not hasattr(original, "__tallystick_original__"):
-                setattr(kind, name, _method(original, hook))
+            for holder in _holders(kind, name):
+                original = vars(holder)[name]
+                if not hasattr(original, "__tallystick_original__"):
+                    setattr(holder, name, _method(original, hook))
 
 
 def uninstrument() -> None:
@@ -78,8 +79,20 @@ def uninstrument() -> None:
 
     for kind in (base.SyncAPIClient, base.AsyncAPIClient):
         for name in ("request", "_process_response"):
-            setattr(kind, name, _original(getattr(kind, name)))
+            for holder in _holders(kind, name):
+                setattr(holder, name, _original(vars(holder)[name]))
     _instrumented.clear()
+
+
+def _holders(kind: type, name: str) -> list[type]:
+    """The class and those below it that have the method of their own: other instrumentations put it there, and leave it there."""
+    found, pending = [], [kind]
+    while pending:
+        one = pending.pop()
+        pending += one.__subclasses__()
+        if name in vars(one):
+            found.append(one)
+    return found
 
 
 def _original(function: Any) -> Any:
@@ -125,12 +138,19 @@ def _version() -> str:
 
 def _hooks(recorder: Callable[[], Recorder], capture: str) -> dict[str, Callable[..., Any]]:
     def request(client: Any, original: Any, cast_to: Any, options: Any, *, stream: bool = False, **keywords: Any) -> Any:
+        doing_already = _current.get()
+        if doing_already is not None and doing_already.options is options:  # the method of a class above this one
+            return original(cast_to, options, stream=stream, **keywords)
         call = _call(recorder(), client, capture, options, stream=stream)
         if call is None:
             return original(cast_to, options, stream=stream, **keywords)
         call.recorder.expect_late()
-        call.begin()
-        doing = _Doing(call)
+        try:
+            call.begin()
+        except BaseException as e:
+            call.failed(e)
+            raise
+        doing = _Doing(call, options)
         token = _current.set(doing)
         try:
             answer = original(cast_to, options, stream=stream, **keywords)
@@ -156,11 +176,14 @@ def _hooks(recorder: Callable[[], Recorder], capture: str) -> dict[str, Callable
 
 def _async_hooks(recorder: Callable[[], Recorder], capture: str) -> dict[str, Callable[..., Any]]:
     async def request(client: Any, original: Any, cast_to: Any, options: Any, *, stream: bool = False, **keywords: Any) -> Any:
+        doing_already = _current.get()
+        if doing_already is not None and doing_already.options is options:
+            return await original(cast_to, options, stream=stream, **keywords)
         call = _call(recorder(), client, capture, options, stream=stream)
         if call is None:
             return await original(cast_to, options, stream=stream, **keywords)
         call.recorder.expect_late()
-        doing, token = _Doing(call), None
+        doing, token = _Doing(call, options), None
         try:
             await call.abegin()
             token = _current.set(doing)
@@ -192,6 +215,8 @@ def _seen(doing: _Doing | None, keywords: Mapping[str, Any], tap: Callable[[Any,
     if doing is None or response is None:
         return
     call = doing.call
+    if not call.is_open or doing.how:
+        return  # another class above or below has this method too, and has seen it
     call.status = response.status_code
     taken = keywords.get("retries_taken")
     call.attempts = 1 + taken if type(taken) is int else call.attempts
@@ -268,7 +293,7 @@ class _Tap:
             call.finish(self.end())
         elif self.body.unreadable:
             call.finish(ends.TRUNCATED)
-        elif closer == "__stream__":
+        elif closer in ("__stream__", "iter_raw", "aiter_raw"):  # their generators, collected
             call.abandon()
         else:
             call.finish(ends.CLOSED)

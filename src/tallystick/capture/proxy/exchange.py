@@ -11,7 +11,8 @@ Whoever goes away breaks off the other side: a client that leaves stops the mode
 
 from __future__ import annotations
 
-import gzip
+import asyncio
+import hashlib
 import json
 import zlib
 from collections.abc import Callable
@@ -23,13 +24,16 @@ from ...core.errors import CallBlocked
 from .. import ends
 from ..calls import Call
 from ..recorder import Recorder
+from ..servers import LOOK_UP_S
 from ..wire import ollama, openai
 from ..wire.asked import Asked
+from ..wire.asked import name as asked_name
 from ..wire.body import Body
 from .claims import read_claims
 from .sides import HEAD_BYTES_MAX, Gone, Side, Upstream
 
 REQUEST_BYTES_MAX = 256 << 20
+LOOK_UP_BYTES_MAX = 4 << 20
 _HOP_BY_HOP = frozenset([b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"proxy-authorization", b"te",
                          b"trailer", b"upgrade"])  # fmt: skip
 Headers = list[tuple[bytes, bytes]]
@@ -57,7 +61,7 @@ class Exchange:
         if why is not None:
             await refuse(self.client, *why)
             return
-        if self.request.method == b"POST" and is_model_path(target):
+        if self.request.method in (b"POST", b"PUT", b"PATCH", b"DELETE") and is_model_path(target):
             data, pieces = await self._whole_body()
             if data is None:
                 await refuse(self.client, 413, "the request is too large to be recorded, and was not forwarded")
@@ -99,14 +103,9 @@ class Exchange:
         return event
 
     def _read_request(self, target: str, data: bytes) -> None:
-        """What cannot be read as JSON is forwarded all the same; the server refuses it."""
-        try:
-            if _header(self.request.headers, b"content-encoding") in (b"gzip", b"x-gzip"):
-                data = gzip.decompress(data)
-            given = json.loads(data)
-        except (ValueError, OSError, EOFError, zlib.error, RecursionError):
-            return
-        asked = read_request(target, given) if isinstance(given, dict) else None
+        """What is no call is none; what may be one and cannot be read is one all the same, and says so: a server may read it."""
+        given = read_body(data, _header(self.request.headers, b"content-encoding"))
+        asked = read_request(target, given) if given is not None else unread_request(target, data)
         if asked is None:
             return
         peer = self.client.transport.get_extra_info("peername")
@@ -129,6 +128,12 @@ class Exchange:
                 await self._unreachable(e)
                 return
             self.client.on_gone = self.server.abort
+            if self._is_left():
+                self.server.abort()
+                self._ended(ends.ABANDONED)
+                raise Gone
+            if fresh and self.call is not None:
+                self.call.attempts += 1
             try:
                 await self._send_request(pieces)
                 response = await self.server.event()
@@ -166,6 +171,10 @@ class Exchange:
             self._ended(ends.CUT, e)
             self.client.abort()
             raise Gone from None
+
+    def _is_left(self) -> bool:
+        """The client went away meanwhile."""
+        return self.client.is_gone
 
     async def _send_request(self, pieces: list[Any]) -> None:
         server, address = self.server, self.upstream.address
@@ -241,7 +250,9 @@ class Exchange:
         body.settle(call.answer)
         if status >= 400:
             return ends.HTTP_ERROR
-        return ends.OK if call.asked.admin and call.answer.error is None else call.source_ended()
+        if (call.asked.admin or call.asked.unread) and call.answer.error is None:
+            return ends.OK  # all of it came, whatever it means
+        return call.source_ended()
 
     def _ended(self, end: str, error: BaseException | None = None) -> None:
         """Ended by somebody who went away. A client may do so as soon as it has seen the end of the answer, or nonsense."""
@@ -267,17 +278,19 @@ class Exchange:
     async def _get(self, path: str) -> Any:
         """JSON of the server; None for whatever goes wrong: it is nobody's call."""
         try:
-            side, _ = await self.upstream.connect(fresh=True)
-            try:
-                await side.send(h11.Request(method="GET", target=path, headers=[("host", self.upstream.address.authority)]))
-                await side.send(h11.EndOfMessage())
-                data = bytearray()
-                while not isinstance(event := await side.event(), h11.EndOfMessage):
-                    data += event.data if isinstance(event, h11.Data) else b""
-                return json.loads(data)
-            finally:
-                side.close()
-        except (OSError, Gone, h11.ProtocolError, ValueError):
+            async with asyncio.timeout(LOOK_UP_S):
+                side, _ = await self.upstream.connect(fresh=True)
+                try:
+                    target = self.upstream.address.path + path
+                    await side.send(h11.Request(method="GET", target=target, headers=[("host", self.upstream.address.authority)]),
+                                    h11.EndOfMessage())  # fmt: skip
+                    data = bytearray()
+                    while len(data) < LOOK_UP_BYTES_MAX and not isinstance(event := await side.event(), h11.EndOfMessage):
+                        data += event.data if isinstance(event, h11.Data) else b""
+                    return json.loads(data)
+                finally:
+                    side.abort()
+        except (OSError, Gone, h11.ProtocolError, ValueError, TimeoutError, RecursionError):
             return None
 
     async def _unreachable(self, error: OSError) -> None:
@@ -293,8 +306,15 @@ class Exchange:
 
 
 def read_request(target: str, given: dict[str, Any]) -> Asked | None:
-    """The facts of a request in either dialect."""
-    return ollama.read_request(target, given) if target.startswith("/api/") else openai.read_request(target, given)
+    """The facts of a request in either dialect; of one in another dialect, that it is one."""
+    path = target.rstrip("/").lower()
+    if path.startswith("/api/"):
+        return ollama.read_request(path, given)
+    if path.endswith(_KNOWN):
+        return openai.read_request(path, given)
+    asked = Asked("chat", "other", unread=True, stream=given.get("stream") is True, content={"request": given})
+    asked.model = asked_name(given.get("model"))
+    return asked
 
 
 def unclear(request: h11.Request) -> tuple[int, str] | None:
@@ -304,25 +324,68 @@ def unclear(request: h11.Request) -> tuple[int, str] | None:
         return 400, "a request has either a length or chunks"
     if len(request.target) + sum(len(n) + len(v) for n, v in request.headers) > HEAD_BYTES_MAX:
         return 431, "the head of the request is too large"
+    path = request.target.partition(b"?")[0]
+    if b"%" in path or b"//" in path or b"/./" in path or b"/../" in path or path.endswith((b"/.", b"/..")):
+        return 400, "a path that can be written in a plainer way"
     if not request.target.startswith(b"/") and request.target != b"*":
         return 400, "the target of a request is a path"
     return None
 
 
+_OTHERS = ("/messages", "/completion", "/infill", "/rerank", "/reranking", "/transcriptions", "/generations", "/speech")
+_KNOWN = ("/chat/completions", "/completions", "/embeddings", "/responses")
+
+
 def is_model_path(target: str) -> bool:
     """A path whose requests may be calls, or change a model: only these are read before they are forwarded."""
-    return (target.startswith("/api/") and not target.startswith("/api/blobs/")) or target.rstrip("/").endswith(
-        ("/chat/completions", "/completions", "/embeddings", "/responses"))  # fmt: skip
+    path = target.rstrip("/").lower()
+    return (path.startswith("/api/") and not path.startswith("/api/blobs/")) or path.endswith((*_KNOWN, *_OTHERS))
+
+
+def read_body(data: bytes, encoding: bytes) -> dict[str, Any] | None:
+    """A request's body as lenient as a server may be: bytes that are no UTF-8, more behind the first value. None where that does not
+    help."""
+    word = encoding.decode("ascii", "replace").strip().lower()
+    try:
+        if word not in ("", "identity"):
+            if word not in ("gzip", "x-gzip", "deflate"):
+                return None
+            one = zlib.decompressobj(zlib.MAX_WBITS | 32)
+            data = one.decompress(data, REQUEST_BYTES_MAX)
+            if one.unconsumed_tail:
+                return None
+        given, _ = json.JSONDecoder().raw_decode(data.decode("utf-8", "replace").lstrip("\ufeff \t\r\n"))
+    except (ValueError, zlib.error, RecursionError):
+        return None
+    return given if isinstance(given, dict) else None
+
+
+def unread_request(target: str, data: bytes) -> Asked | None:
+    """A call by its path alone."""
+    path = target.rstrip("/").lower()
+    if not path.startswith("/api/"):
+        return Asked("embeddings" if path.endswith("/embeddings") else "chat", "other", unread=True, content={"bytes": _digest(data)})
+    if path in ("/api/chat", "/api/generate", "/api/embed", "/api/embeddings"):
+        return Asked("embeddings" if "embed" in path else "chat", ollama.PROVIDER, unread=True, content={"bytes": _digest(data)})
+    if path in ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete"):
+        return Asked(path[5:], ollama.PROVIDER, admin=True, unread=True)
+    return None
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 async def refuse(client: Side, status: int, why: str, call: Call | None = None) -> None:
     """An answer of our own, in the shape that both kinds of clients read; the connection ends with it."""
     body = json.dumps({"error": why}).encode()
+    is_head = client.h11.their_state is not h11.ERROR and getattr(client, "method", b"") == b"HEAD"
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
     if call is not None:
         headers.append((b"x-audit-event-id", call.event_id.encode()))
     await client.send(h11.Response(status_code=status, headers=headers))
-    await client.send(h11.Data(data=body))
+    if not is_head:
+        await client.send(h11.Data(data=body))
     await client.send(h11.EndOfMessage())
 
 

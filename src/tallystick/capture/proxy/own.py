@@ -64,7 +64,7 @@ class Own:
                 return
         headers = {bytes(n): bytes(v) for n, v in request.headers}
         status, said = await self._answer(request.method, request.target.partition(b"?")[0], headers, bytes(data))
-        await _send(client, status, said)
+        await _send(client, status, said, is_head=request.method == b"HEAD")
 
     async def _answer(
         self, method: bytes, target: bytes, headers: Mapping[bytes, bytes], data: bytes
@@ -134,6 +134,8 @@ class Own:
                         raise PermissionError("this token is not that of whom by names")
                     return name, "token"
             raise PermissionError("unknown token")
+        if self._tokens:
+            raise PermissionError("this proxy knows who approves by a token: Authorization: Bearer …")
         actor = headers.get(b"x-audit-actor", b"").decode("utf-8", "replace").strip()
         if actor and given.get("by") in (None, actor):
             return actor, "header"
@@ -158,10 +160,12 @@ def _required(given: Mapping[str, str], name: str) -> str:
     return given[name]
 
 
-async def _send(client: Side, status: int, said: dict[str, Any]) -> None:
+async def _send(client: Side, status: int, said: dict[str, Any], *, is_head: bool = False) -> None:
     body = json.dumps(said).encode()
     headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+    if is_head:
+        body = b""
     await client.send(h11.Response(status_code=status, headers=headers))
-    if client.h11.their_state is not h11.ERROR:
+    if body and client.h11.their_state is not h11.ERROR:
         await client.send(h11.Data(data=body))
     await client.send(h11.EndOfMessage())

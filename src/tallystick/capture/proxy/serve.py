@@ -86,6 +86,7 @@ class Proxy:
         if not isinstance(request, h11.Request):
             return False
         self._busy.add(client)
+        client.method = request.method
         try:
             if request.target.startswith(b"/audit/"):
                 await self._own.answer(client, request)

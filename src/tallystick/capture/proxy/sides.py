@@ -26,8 +26,10 @@ class Side(asyncio.Protocol):
         self.role, self._arrived = role, arrived
         self.h11 = h11.Connection(our_role=role, max_incomplete_event_size=HEAD_BYTES_MAX)
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # until connection_made
+        self.method = b""  # of the request that is being answered
         self.on_gone: Callable[[], None] | None = None
         self.is_gone = False
+        self.is_idle = False  # kept for the next exchange: nothing may come
         self._data = bytearray()
         self._waiting: asyncio.Future[None] | None = None
         self._paused: asyncio.Future[None] | None = None
@@ -43,6 +45,9 @@ class Side(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._data += data
+        if self.is_idle:
+            self.transport.abort()
+            return
         if len(self._data) > READ_AHEAD_BYTES and not self._is_held:
             self._is_held = True
             self.transport.pause_reading()
@@ -183,7 +188,8 @@ class Upstream:
         """A connection, and whether it was used before. ``OSError``."""
         while self._idle and not fresh:
             side = self._idle.pop()
-            if not side.is_gone and not side.transport.is_closing():
+            side.is_idle = False
+            if not side.is_gone and not side.transport.is_closing() and not side._data:
                 return side, True
             side.close()
         loop = asyncio.get_running_loop()
@@ -193,6 +199,9 @@ class Upstream:
     def give_back(self, side: Side) -> None:
         """Keep a connection whose message is over, if it can be used again."""
         side.on_gone = None
+        if side._data or side.h11.trailing_data[0]:  # more than its answer: it would be taken for the next one
+            side.abort()
+            return
         try:
             side.h11.start_next_cycle()
         except h11.ProtocolError:
@@ -201,6 +210,7 @@ class Upstream:
         if side.is_gone or len(self._idle) >= IDLE_MAX:
             side.close()
         else:
+            side.is_idle = True
             self._idle.append(side)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,9 @@ import msgspec
 
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"), (b"BM", "image/bmp"))
 NAMES_MAX = 64
-NAME_CHARS_MAX = 200
+NAME_CHARS_MAX = 100
+ROLES_MAX = 12
+IMAGES_MAX = 24
 
 
 class Asked(msgspec.Struct):
@@ -47,11 +50,22 @@ class Asked(msgspec.Struct):
         if not self.admin:
             found["stream"] = self.stream
         for name, value in (("parameters", self.parameters), ("messages", self.roles), ("tools", self.tools),
-                            ("images", self.images), ("format", self.format), ("inputs", self.inputs),
+                            ("images", self.images[:IMAGES_MAX]), ("format", self.format), ("inputs", self.inputs),
                             ("choices", self.choices)):  # fmt: skip
             if value:
                 found[name] = value
+        if len(self.images) > IMAGES_MAX:
+            found["images_in_all"] = len(self.images)
         return found | ({"unread_request": True} if self.unread else {})
+
+    def count_role(self, role: object) -> str:
+        """One more message of a role; its name. However many a request makes up, an entry has room for them."""
+        word = role[:32] if isinstance(role, str) and role else "?"
+        word = clean(word)
+        if word not in self.roles and len(self.roles) >= ROLES_MAX:
+            word = "other"
+        self.roles[word] = self.roles.get(word, 0) + 1
+        return word
 
     def text(self) -> bytes:
         """``content`` as UTF-8 JSON: the bytes that are committed to and, where the policy keeps content, kept."""
@@ -102,6 +116,11 @@ def tool_names(given: object) -> list[str]:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         found.append(name(function.get("name")) or "?" if isinstance(function, Mapping) else "?")
     return found[:NAMES_MAX]
+
+
+def digest(text: str) -> str:
+    """What stands in the kept or committed content for an image, a sound, a file: SHA-256 of the text that carried it."""
+    return f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def image(base64_text: str, declared: str | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ here: ``end()`` says that the answer is not whole.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -18,6 +18,8 @@ from .answer import Answer
 DOCUMENT_BYTES_MAX = 64 << 20
 LINE_BYTES_MAX = 16 << 20
 PIECES_MAX = 64
+INFLATED_BYTES_MAX = 256 << 20
+_PIECE_BYTES = 1 << 20
 _decode = msgspec.json.Decoder().decode
 
 
@@ -30,6 +32,7 @@ class Body:
         self._kind = "sse" if kind == "text/event-stream" else "ndjson" if "ndjson" in kind or "jsonl" in kind else "json"
         self._rest = bytearray()
         self._data: list[bytes] = []
+        self._data_bytes = 0
         self._inflate = _decoder(encoding)
         self._later: list[bytes] = []
         self.is_done = False  # ``[DONE]`` was seen
@@ -61,12 +64,16 @@ class Body:
             self.catch_up()
             return
         self.bytes += len(data)
-        if self._inflate is not None:
-            try:
-                data = self._inflate(data)
-            except Exception:  # noqa: BLE001  # each decoder has errors of its own
-                self.unreadable = True
-                return
+        if self._inflate is None:
+            self._take(data)
+            return
+        try:
+            for piece in self._inflate(data):
+                self._take(piece)
+        except Exception:  # noqa: BLE001  # each decoder has errors of its own
+            self.unreadable = True
+
+    def _take(self, data: bytes) -> None:
         if self._kind == "json":
             if len(self._rest) + len(data) > DOCUMENT_BYTES_MAX:
                 self.unreadable = True
@@ -74,6 +81,12 @@ class Body:
                 self._rest += data
             return
         rest = self._rest
+        if b"\n" not in data:
+            rest += data
+            if len(rest) > LINE_BYTES_MAX:
+                self.unreadable = True
+                rest.clear()
+            return
         if rest:
             rest += data
             data = bytes(rest)
@@ -111,9 +124,15 @@ class Body:
     def _event_line(self, line: bytes) -> None:
         if line.startswith(b"data:"):
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+            self._data_bytes += len(line)
+            if self._data_bytes > LINE_BYTES_MAX:
+                self.unreadable = True
+                self._data.clear()
+                self._data_bytes = 0
         elif not line and self._data:
             data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
             self._data.clear()
+            self._data_bytes = 0
             if data.startswith(b"[DONE]"):
                 self.is_done = True
             else:
@@ -133,19 +152,52 @@ class Body:
             self.unreadable = True
 
 
-def _decoder(encoding: str) -> Callable[[bytes], bytes] | None:
-    """For the side that reads bytes as they went over the wire. An encoding that is not known here leaves the body unread."""
+def _decoder(encoding: str) -> Callable[[bytes], Iterator[bytes]] | None:
+    """For the side that reads bytes as they went over the wire: what they inflate to, in pieces of a megabyte at most, and not more
+    than ``INFLATED_BYTES_MAX`` in all. An encoding that is not known here leaves the body unread."""
     word = encoding.strip().lower()
     if word in ("", "identity"):
         return None
-    if word in ("gzip", "x-gzip", "deflate"):
-        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress
-    if word == "zstd":
-        from backports import zstd
+    return _Inflate(word)
 
-        return zstd.ZstdDecompressor().decompress
 
-    def unknown(_: bytes) -> bytes:
-        raise ValueError(word)
+class _Inflate:
+    """gzip, deflate or zstd, member after member."""
 
-    return unknown
+    def __init__(self, word: str) -> None:
+        self._word, self._left = word, INFLATED_BYTES_MAX
+        self._one: Any = None
+
+    def __call__(self, data: bytes) -> Iterator[bytes]:
+        while data or (self._one is not None and not self._needs_input()):
+            if self._one is None:
+                self._one = self._new()
+            piece, data = self._step(data)
+            self._left -= len(piece)
+            if self._left < 0:
+                raise ValueError("too much")
+            if piece:
+                yield piece
+            if self._one is not None and self._one.eof:
+                data, self._one = self._one.unused_data or data, None
+            elif not piece and not data:
+                return
+
+    def _new(self) -> Any:
+        if self._word in ("gzip", "x-gzip", "deflate"):
+            return zlib.decompressobj(zlib.MAX_WBITS | 32)
+        if self._word == "zstd":
+            from backports import zstd
+
+            return zstd.ZstdDecompressor()
+        raise ValueError(self._word)
+
+    def _needs_input(self) -> bool:
+        return not getattr(self._one, "unconsumed_tail", b"") and bool(getattr(self._one, "needs_input", True))
+
+    def _step(self, data: bytes) -> tuple[bytes, bytes]:
+        one = self._one
+        if self._word == "zstd":
+            return one.decompress(data, max_length=_PIECE_BYTES), b""
+        piece = one.decompress(data, _PIECE_BYTES)
+        return piece, one.unconsumed_tail

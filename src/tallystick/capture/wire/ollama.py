@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .answer import Answer, count, error_text
-from .asked import Asked, chars, image, name, parameters, tool_names
+from .asked import Asked, chars, digest, image, name, parameters, tool_names
 
 PROVIDER = "ollama"
 _CALLS = {"/api/chat": "chat", "/api/generate": "text_completion", "/api/embed": "embeddings", "/api/embeddings": "embeddings"}
@@ -25,6 +25,8 @@ def read_request(path: str, body: Mapping[str, Any]) -> Asked | None:
     """What a request asks for; None if it is no call to a model and changes none (``tags``, ``show``, load and unload). Never raises:
     a request of another shape than it should have is a call all the same."""
     path = path.rstrip("/")
+    if any(not key.islower() for key in body):  # the server reads names of members in any case
+        body = {key.lower(): value for key, value in body.items()}
     if path in _ADMIN:
         model = name(body.get("model")) or name(body.get("name")) or name(body.get("source"))
         other = name(body.get("destination")) or name(body.get("from"))
@@ -59,7 +61,11 @@ def _fill(asked: Asked, operation: str, body: Mapping[str, Any]) -> None:
             if isinstance(body.get(member), str) and body[member]:
                 asked.prompt_chars += len(body[member])
                 asked.content[member] = body[member]
+        if body.get("template"):
+            asked.content["template"] = body["template"]
         asked.images = [image(one) for one in body.get("images") or () if isinstance(one, str)]
+        if asked.images:
+            asked.content["images"] = [digest(one) for one in body["images"] if isinstance(one, str)]
     if body.get("tools"):
         asked.tools = tool_names(body["tools"])
         asked.content["tools"] = body["tools"]
@@ -76,8 +82,9 @@ def _messages(asked: Asked, given: object) -> None:
     for message in given if isinstance(given, list | tuple) else ():
         if not isinstance(message, Mapping):
             continue
-        role, text = name(message.get("role")) or "?", message.get("content")
-        asked.roles[role] = asked.roles.get(role, 0) + 1
+        if any(not key.islower() for key in message):
+            message = {key.lower(): value for key, value in message.items()}
+        role, text = asked.count_role(message.get("role")), message.get("content")
         asked.prompt_chars += chars(text)
         images = [image(one) for one in message.get("images") or () if isinstance(one, str)]
         asked.images += images
@@ -85,7 +92,8 @@ def _messages(asked: Asked, given: object) -> None:
             asked.spoken.append(text)
         elif role == "tool":
             asked.results.append((name(message.get("tool_call_id")), name(message.get("tool_name")) or name(message.get("name"))))
-        kept.append({**message, "images": images} if images else dict(message))
+        digests = [digest(one) for one in message["images"] if isinstance(one, str)] if images else []
+        kept.append({**message, "images": digests} if images else dict(message))
     asked.content["messages"] = kept
 
 

@@ -3,11 +3,12 @@ responses. Other members of their own (``timings`` of llama.cpp) are read where 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from .answer import Answer, count, error_text
-from .asked import Asked, chars, image, name, parameters, tool_names
+from .asked import Asked, chars, digest, image, name, parameters, tool_names
 
 PROVIDER = "openai"
 _CALLS = {"/chat/completions": "chat", "/completions": "text_completion", "/embeddings": "embeddings", "/responses": "chat"}
@@ -80,8 +81,7 @@ def _messages(asked: Asked, given: object) -> None:
     for message in given if isinstance(given, list | tuple) else ():
         if not isinstance(message, Mapping):
             continue
-        role = name(message.get("role")) or "?"
-        asked.roles[role] = asked.roles.get(role, 0) + 1
+        role = asked.count_role(message.get("role"))
         text, cleaned = _content(asked, message.get("content"))
         if role == "assistant" and text:
             asked.spoken.append(text)
@@ -107,11 +107,11 @@ def _content(asked: Asked, given: object) -> tuple[str, Any]:
         source = part.get("image_url")
         url = source.get("url") if isinstance(source, Mapping) else source
         if isinstance(url, str):
-            found = _image(url)
-            asked.images.append(found)
-            cleaned.append({"type": part.get("type"), "image": found})
+            asked.images.append(_image(url))
+            cleaned.append({"type": part.get("type"), "image": digest(url)})
         else:
-            cleaned.append({"type": part.get("type"), "hidden": True})  # audio and files: never their bytes
+            # audio and files: never their bytes
+            cleaned.append({"type": part.get("type"), "hidden": digest(json.dumps(part, sort_keys=True, default=str))})
     asked.prompt_chars += sum(map(len, texts))
     return "".join(texts), cleaned if given is not None else None
 
@@ -132,6 +132,8 @@ def _input(asked: Asked, body: Mapping[str, Any]) -> None:
         elif isinstance(given, list):
             items = [one for one in given if isinstance(one, Mapping)]
             _messages(asked, [one for one in items if "role" in one])
+            asked.content[member] = [one if "role" not in one else {"role": one["role"]} for one in items]
+            asked.prompt_chars += sum(chars(one.get("output")) for one in items)
             asked.results += [(name(one.get("call_id")), None) for one in items if one.get("type") == "function_call_output"]
 
 
