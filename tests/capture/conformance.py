@@ -194,7 +194,8 @@ def run(way: Way, client: Any, case: Case) -> Got:
         e.__traceback__ = None
         return Got(values, error)
     finally:
-        gc.collect()
+        if case.consume in ("drop", "never"):
+            gc.collect()
     return Got(values, None)
 
 
@@ -220,7 +221,8 @@ async def _arun(way: Way, client: Any, case: Case) -> Got:
     except (Exception, asyncio.CancelledError) as e:
         error = type(e).__name__, str(e)
         e.__traceback__ = None
-    gc.collect()
+    if case.consume in ("drop", "never"):
+        gc.collect()
     await asyncio.sleep(0)
     await (client._client.aclose() if way.dialect == "ollama" else client.close())
     return Got(values, error)

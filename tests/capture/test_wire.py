@@ -133,6 +133,11 @@ def test_an_image_is_its_size_and_type_whatever_it_is_declared_as():
     assert image("not base64 at all!", "text/html") == {"bytes": 13, "type": "text/html"}
 
 
+def test_a_name_that_is_an_address_has_no_credentials_either():
+    asked = ollama.read_request("/api/generate", {"model": "https://bob:hunter2@reg.local/x?token=abc", "prompt": "x"})
+    assert asked.model == "https://reg.local/x"
+
+
 @pytest.mark.parametrize(("url", "clean"), [
     ("http://ada:hunter2@host:1/api?key=secret#x", "http://host:1/api"), ("http://[::1]:1/x", "http://[::1]:1/x"), ("", ""),
     ("http://host:99999999/x", ""), ("nonsense", ""),

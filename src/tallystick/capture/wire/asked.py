@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"), (b"BM", "image/bmp"))
+_USER_INFO = re.compile(r"//[^/@\s]*@")
 NAMES_MAX = 64
 NAME_CHARS_MAX = 100
 ROLES_MAX = 12
@@ -81,8 +83,12 @@ def chars(value: object) -> int:
 
 
 def name(value: object) -> str | None:
-    """A model's, tool's or parameter's name: text of a sensible length, else None."""
-    return clean(value)[:NAME_CHARS_MAX] if isinstance(value, str) and value else None
+    """A model's, tool's or parameter's name: text of a sensible length, else None. Of an address no user info and no query."""
+    if not isinstance(value, str) or not value:
+        return None
+    if "://" in value:
+        value = _USER_INFO.sub("//", value).partition("?")[0]
+    return clean(value)[:NAME_CHARS_MAX]
 
 
 def clean(text: str) -> str:
