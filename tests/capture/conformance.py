@@ -196,6 +196,7 @@ def run(way: Way, client: Any, case: Case) -> Got:
     finally:
         if case.consume in ("drop", "never"):
             gc.collect()
+        (client._client if way.dialect == "ollama" else client).close()
     return Got(values, None)
 
 
