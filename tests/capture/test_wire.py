@@ -180,3 +180,22 @@ def test_every_end_has_one_outcome(end):
     found = ends.outcome_of(end, delivered=True), ends.outcome_of(end, delivered=False)
     assert found == {"ok": ("success", "success"), "http_error": ("failure", "failure"), "refused": ("failure", "failure"),
                      "not_sent": ("failure", "failure")}.get(end, ("partial", "failure"))  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", [
+    {"$ref": "http://127.0.0.1:9/secret"}, {"properties": {"a": {"$ref": "file:///etc/passwd"}}}, {"type": "string", "pattern": "^(a+)+$"},
+    {"patternProperties": {"^(a+)+$": {}}}, {"$schema": "http://127.0.0.1:9/meta"},
+])  # fmt: skip
+def test_a_schema_that_fetches_or_runs_patterns_is_not_judged(schema):
+    from tallystick.capture.evidence import is_of_format
+
+    asked = ollama.read_request("/api/chat", {"model": "m", "messages": [{"role": "user", "content": "x"}], "format": schema})
+    assert asked.schema == schema
+    assert is_of_format(asked, '"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!"') is None
+    assert is_of_format(asked, "no JSON") is False
+
+
+def test_masking_does_not_take_for_ever():
+    from tallystick.capture.redact import redact_text
+
+    assert redact_text("a-" * 200_000 + " password=hunter2").endswith("password=[masked]")

@@ -310,3 +310,23 @@ def test_log_and_tools_raise_whatever_the_policy_is(lab: Lab) -> None:
         log.log(**event(1))
     disk.full = False
     log.close()
+
+
+def test_a_spool_from_which_a_frame_was_taken_is_kept_and_said(lab: Lab, server: ModelServer) -> None:
+    disk = NoRoom()
+    log = _open(lab, disk, "spool")
+    disk.full = True
+    kept = _ask(log, server, 2)
+    path = log.recorder._spool._file.path
+    _without_a_sign_of_life(log)
+    data = path.read_bytes()
+    first = 24 + int.from_bytes(data[:4], "big")
+    second = first + 24 + int.from_bytes(data[first : first + 4], "big")
+    path.write_bytes(data[:first] + data[second:])
+    second_log = _open(lab, NoRoom(), "spool")
+    after = _ask(second_log, server)
+    second_log.close()
+    found = judge(lab.folder, lab.memory, [kept[0], *after])
+    gap = found.of_type("log.gap")[0]
+    assert (gap.details["count"], gap.details["kept"]) == (2, 1) and "cannot be read whole" in gap.details["cause"]
+    assert [p.suffix for p in path.parent.iterdir()] == [".damaged"]
