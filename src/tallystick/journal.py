@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .clock import CLOCK
+from .core.errors import StoreError
 from .core.times import format_time
 from .log.groups import Request
+from .log.writer import Writer
 
 if TYPE_CHECKING:
     from .logger import AuditLogger
@@ -41,7 +43,13 @@ class LogJournal:
     def put(self, keywords: dict[str, Any], event_id: str) -> None:
         """Record one event under a minted id; durable on return."""
         event = Context().run(self._log._events.event, keywords, event_id)
-        self._log._writer().append([event], counted=False)
+        self._writer().append([event], counted=False)
+
+    def _writer(self) -> Writer:
+        try:
+            return self._log._writer()
+        except RuntimeError as e:  # no thread can be had for the keeper: a reason not to record, none to fail the caller's call
+            raise StoreError(f"the log cannot be kept: {e}") from e
 
     async def aput(self, keywords: dict[str, Any], event_id: str) -> None:
         """The same, waiting in the loop."""
@@ -53,13 +61,13 @@ class LogJournal:
             with contextlib.suppress(RuntimeError):  # the loop ended meanwhile
                 loop.call_soon_threadsafe(settle, done, request.error)
 
-        self._log._writer().groups.submit(Request([event], finish, counted=False))
+        self._writer().groups.submit(Request([event], finish, counted=False))
         await asyncio.shield(done)
 
     def again(self, keywords: dict[str, Any], event_id: str) -> None:
         """Record one event unless it is on record already under its id."""
         event = Context().run(self._log._events.event, {**keywords, "event_id": event_id})
-        self._log._writer().append([event], counted=False)
+        self._writer().append([event], counted=False)
 
     def owe(self, count: int, first_us: int, last_us: int, cause: str, *, kept: int = 0, is_full: bool = False) -> None:
         """The next entry comes after a ``log.gap`` that says this."""

@@ -272,17 +272,13 @@ def test_what_became_of_an_answer_can_be_said_over_http(http, log):
 def test_an_approval_says_how_it_is_known_who_gave_it(headers, given, expected, log, server):
     tokens = {"anna": "a-token-of-anna-0123"} if "Authorization" in headers else None
     with ProxyThread(log, server.url, tokens) as proxy, httpx.Client(base_url=proxy.url) as http:
-        _approves(headers, given, expected, http, log)
-
-
-def _approves(headers, given, expected, http, log):
-    call = http.post("/api/chat", json=BODY).headers["x-audit-event-id"]
-    response = http.post("/audit/approvals", json={"event_id": call, "decision": "approved", "shown": "the draft", **given}, headers=headers)
-    assert response.status_code == 201, response.text
-    [decision] = log.entries({"event_type": "approval.decision"})
-    assert (decision.actor, decision.details["known_by"], decision.details.get("self_reported")) == expected
-    assert decision.details["leaf_hash"] == answers(log)[0].checksum
-    assert log.open_payload(decision.event_id, "shown") == b"the draft"
+        call = http.post("/api/chat", json=BODY).headers["x-audit-event-id"]
+        response = http.post("/audit/approvals", json={"event_id": call, "decision": "approved", "shown": "the draft", **given}, headers=headers)
+        assert response.status_code == 201, response.text
+        [decision] = log.entries({"event_type": "approval.decision"})
+        assert (decision.actor, decision.details["known_by"], decision.details.get("self_reported")) == expected
+        assert decision.details["leaf_hash"] == answers(log)[0].checksum
+        assert log.open_payload(decision.event_id, "shown") == b"the draft"
 
 
 @pytest.mark.parametrize(("path", "more", "status"), [

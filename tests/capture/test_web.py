@@ -18,8 +18,9 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 
 from tallystick import AuditLogger
+from tallystick.capture.claims import VALUE_CHARS_MAX, trace_id
 from tallystick.capture.context import audit_context, current_context
-from tallystick.capture.web import VALUE_CHARS_MAX, AuditASGIMiddleware, AuditWSGIMiddleware, trace_id
+from tallystick.capture.web import AuditASGIMiddleware, AuditWSGIMiddleware
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,9 +38,11 @@ PATHS = ["/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/pu
 def test_no_request_makes_a_reader_raise(path, body):
     asked = (ollama if path.startswith("/api/") else openai).read_request(path, body)
     if asked is not None:
-        asked.details()
-        asked.text()
-        Kept("full").of_request(asked)
+        details, payloads = Kept("full").of_request(asked)
+        # an entry has room for it whatever it is, and what is committed to is JSON
+        assert len(msgspec.json.encode({**asked.details(), **details})) < 32_000
+        assert isinstance(json.loads(payloads["prompt"].content), dict)
+        assert asked.prompt_chars >= 0 and asked.operation
 
 
 @given(st.sampled_from([ollama.read_answer, openai.read_answer, ollama.read_admin]), st.lists(OBJECT, max_size=4))
@@ -51,8 +54,9 @@ def test_no_answer_makes_a_call_raise(read, parts):
     call = SimpleNamespace(read=read, answer=Answer(b"s" * 32), unread=None, _first_ns=None)
     for part in parts:
         Call.feed(call, part)
-    call.answer.details()
-    Kept("full").of_answer(call.answer)
+    details, _ = Kept("full").of_answer(call.answer)
+    assert len(msgspec.json.encode({**call.answer.details(), **details})) < 48_000
+    assert call.answer.chars == sum(text.chars for text in call.answer.texts.values()) == details["response_chars"]
 
 
 @given(st.sampled_from(["application/json", "application/x-ndjson", "text/event-stream", ""]), st.lists(st.binary(max_size=40), max_size=6),
@@ -62,7 +66,12 @@ def test_no_bytes_make_a_body_raise(kind, pieces, encoding):
     body = Body(kind, seen.append, encoding)
     for piece in pieces:
         body.feed(piece)
-    body.settle(Answer())
+    answer = Answer()
+    answer.whole = True
+    body.settle(answer)
+    assert body.bytes == sum(map(len, pieces))
+    assert all(isinstance(part, dict) for part in seen)
+    assert answer.whole is not body.unreadable
 
 
 def _facts(data, kind, read, cuts, encoding=""):

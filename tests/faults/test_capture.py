@@ -330,3 +330,61 @@ def test_a_spool_from_which_a_frame_was_taken_is_kept_and_said(lab: Lab, server:
     gap = found.of_type("log.gap")[0]
     assert (gap.details["count"], gap.details["kept"]) == (2, 1) and "cannot be read whole" in gap.details["cause"]
     assert [p.suffix for p in path.parent.iterdir()] == [".damaged"]
+
+
+def test_spools_whose_key_is_gone_stay_and_are_said(lab: Lab, server: ModelServer, caplog: pytest.LogCaptureFixture) -> None:
+    disk = NoRoom()
+    log = _open(lab, disk, "spool")
+    disk.full = True
+    _ask(log, server)
+    path = log.recorder._spool._file.path
+    _without_a_sign_of_life(log)
+    (path.parent.parent / "spool.key").unlink()
+    second = _open(lab, NoRoom(), "spool")
+    after = _ask(second, server)
+    second.close()
+    found = judge(lab.folder, lab.memory, after)
+    assert "cannot be opened" in found.of_type("log.gap")[0].details["cause"]
+    assert path.exists() and path.stat().st_size > 0
+    assert any("cannot be opened" in r.message for r in caplog.records)
+
+
+@pytest.mark.parametrize("bit", [0, 1, 2, 3])
+def test_a_length_that_was_altered_hides_nothing(lab: Lab, server: ModelServer, bit: int) -> None:
+    """A frame that says to be longer than the file looks like one that was never finished."""
+    disk = NoRoom()
+    log = _open(lab, disk, "spool")
+    disk.full = True
+    kept = _ask(log, server, 2)
+    path = log.recorder._spool._file.path
+    _without_a_sign_of_life(log)
+    data = bytearray(path.read_bytes())
+    first = 24 + int.from_bytes(data[:4], "big")
+    data[first + bit] ^= 0x10
+    path.write_bytes(data)
+    second = _open(lab, NoRoom(), "spool")
+    after = _ask(second, server)
+    second.close()
+    found = judge(lab.folder, lab.memory, [kept[0], *after])
+    assert "cannot be read whole" in found.of_type("log.gap")[0].details["cause"]
+    assert path.with_suffix(".damaged").read_bytes() == bytes(data)
+
+
+def test_an_event_whose_group_was_taken_in_after_all_is_no_loss(lab: Lab, server: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded, and yet said to have failed: it went into the spool as well, with another moment."""
+    from tallystick.core.errors import StoreError
+
+    log = _open(lab, NoRoom(), "spool")
+    put = log.recorder.journal.put
+
+    def puts_and_fails(keywords: dict[str, Any], event_id: str) -> None:
+        put(keywords, event_id)
+        raise StoreError("whether these events are on record is not known")
+
+    monkeypatch.setattr(log.recorder.journal, "put", puts_and_fails)
+    asked = _ask(log, server)
+    monkeypatch.undo()
+    after = _ask(log, server)
+    log.close()
+    found = judge(lab.folder, lab.memory, [*asked, *after])
+    assert [s.fields.event_id for s in found.lines if s.fields.event_type == "ai_request"] == [*asked, *after]

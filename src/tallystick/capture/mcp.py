@@ -13,9 +13,9 @@ from typing import Any
 from ..core.entry import AuditEventType
 from ..core.errors import AuditError
 from .audited import as_text
+from .claims import cleaned, trace_id
 from .redact import redact_text
 from .tools import Logger, Run
-from .web import cleaned, trace_id
 from .wire.asked import name as clean_name
 
 try:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..clock import CLOCK
-from ..core.errors import AuditError, CallBlocked, Conflict, DiskFull, EntryRefused
+from ..core.errors import AuditError, CallBlocked, Conflict, DiskFull, EntryRefused, StoreError
 from ..core.times import format_time
 from .content import ContentPolicy, Kept
 from .context import current_context
@@ -99,7 +99,7 @@ class Recorder:
         self._lock = threading.Lock()  # of the spool and of the counts
         self._starting = threading.RLock()  # of the helper: a signal handler may want it too
         self._to_say: list[str] = []  # said when the lock is free: a handler of the program may record, too
-        self._owed: set[str] = set()  # spools of dead processes whose gap is owed
+        self._owed: set[str] = set()  # spools of dead processes, and events, whose gap is owed
         self.evidence, self.servers = Evidence(self), Servers(self)  # with locks that no fork has taken
         self._spool = Spool(self.journal.keys, self.journal.origin)
         self._adopted = False
@@ -200,7 +200,13 @@ class Recorder:
             self._to_say.append(f"the audit log cannot be written: {error}. An event is {then} (said once)")
 
     def _drain(self) -> None:
-        """Under the lock: what waits goes first, that of dead processes before ours. Raises why it cannot."""
+        """Under the lock: what waits goes first, that of dead processes before ours. ``AuditError`` says why it cannot."""
+        try:
+            self._drain_all()
+        except OSError as e:  # of the spool's own file: its events stay where they are
+            raise StoreError(f"the spool: {e.strerror}") from e
+
+    def _drain_all(self) -> None:
         if not self._adopted:
             for file in self._spool.orphans():
                 if file.token not in self._owed and (file.count or file.is_damaged):
@@ -210,6 +216,10 @@ class Recorder:
                     now = CLOCK.wall_us()
                     self.journal.owe(file.count + lost, file.first_us or now, file.last_us or now, cause, kept=file.count)
                 file.drain(self._again)
+            if self._spool.unopened:
+                count, now = self._spool.unopened, CLOCK.wall_us()
+                self.journal.owe(count, now, now, "spools of processes that ended cannot be opened (at least)")
+                self._to_say.append(f"{count} spool(s) of processes that ended cannot be opened: {self._spool.trouble}")
             self._adopted = True
         if self._waiting:
             self._spool.drain(self._again)
@@ -219,8 +229,13 @@ class Recorder:
     def _again(self, event: Spooled) -> None:
         try:
             self.journal.again({"timestamp": format_time(event.moment_us), **event.keywords}, event.event_id)
-        except (EntryRefused, Conflict) as e:  # it will never be recorded, and must not keep others back
-            _logger.error("an event in the spool cannot be recorded: %s", e)
+        except Conflict:
+            return  # it is there under its id: the group that it failed in was taken in after all
+        except EntryRefused as e:  # it will never be recorded, and must not keep others back
+            if event.event_id not in self._owed:
+                self._owed.add(event.event_id)
+                self.journal.owe(1, event.moment_us, event.moment_us, _cause(e))
+                self._to_say.append(f"an event in the spool cannot be recorded: {e}")
 
     # -- who acts ----------------------------------------------------------------------------------------------------
 
@@ -266,12 +281,16 @@ class Recorder:
             try:
                 job = late.get(timeout=_RETRY_S if self._waiting else None)
             except queue.Empty:
-                with self._lock, contextlib.suppress(AuditError):
-                    self._drain()
+                _do(self._try_again)
                 continue
             if job is None:
                 return
             _do(job)
+
+    def _try_again(self) -> None:
+        with self._lock, contextlib.suppress(AuditError):
+            self._drain()
+        self._say()
 
     @property
     def waiting(self) -> int:
@@ -299,9 +318,8 @@ class Recorder:
             self._do_all()
         if not done.wait(timeout_s):
             raise TimeoutError("what came late is still on its way to the log")
-        with self._lock, contextlib.suppress(AuditError):
-            if self._waiting:
-                self._drain()
+        if self._waiting:
+            self._try_again()
 
     def close(self) -> None:
         """End: calls that are still open are abandoned, what came late is recorded, the spool is left to the next process."""
@@ -314,10 +332,9 @@ class Recorder:
             self._late.put(None)
             helper.join()
         self._do_all()
+        if self._waiting:
+            self._try_again()
         with self._lock:
-            with contextlib.suppress(AuditError):
-                if self._waiting:
-                    self._drain()
             self._spool.close()
 
     def _do_all(self) -> None:

@@ -5,10 +5,10 @@ by the lock that nobody holds. The file is a run of frames::
 
     u32 length | u64 sequence | 12 nonce | AES-256-GCM(event as msgpack) with tag 16
 
-under the key ``<keys>/spool.key`` (32 random bytes, 0600), with ``origin \\0 token \\0 sequence`` as associated data, so that
-frames can be
-neither exchanged nor moved. A torn end is what a dying process had not finished; nothing is read behind it. Every event has its
-id, and an id that the log has already is answered by it: a spool that is drained twice leaves no duplicate.
+under the key ``<keys>/spool.key`` (32 random bytes, 0600), with ``origin \\0 token \\0 sequence`` as associated data, so that frames
+can be neither exchanged nor moved. Nothing is read behind a frame that is torn or altered: such a file is kept as
+``<token>.damaged``, and the gap says that it could not be read whole. Every event has its id, and an id that the log has already
+is answered by it: a spool that is drained twice leaves no duplicate.
 
 Where the file cannot be written either (the same disk is full) events stay in memory, within bounds; what exceeds them is lost,
 and counted.
@@ -58,6 +58,7 @@ class Spool:
         self._file: _File | None = None
         self._memory: collections.deque[bytes] = collections.deque()
         self._memory_bytes = 0
+        self.unopened, self.trouble = 0, ""
 
     def __len__(self) -> int:
         return (self._file.count if self._file is not None else 0) + len(self._memory)
@@ -88,14 +89,22 @@ class Spool:
             self._memory_bytes -= len(self._memory.popleft())
 
     def orphans(self) -> Iterator[_File]:
-        """The files of processes that are gone, locked while they are looked at."""
+        """The files of processes that are gone, locked while they are looked at. Without their key none can be opened: they stay, and
+        ``unopened`` says how many there are, ``trouble`` why."""
+        self.unopened, self.trouble = 0, ""
         try:
-            names = sorted(os.listdir(self._folder))
-        except OSError:
+            names = [name for name in sorted(os.listdir(self._folder)) if _TOKEN.fullmatch(name)]
+        except FileNotFoundError:
             return
-        for name in names:
-            if _TOKEN.fullmatch(name) and (self._file is None or name != self._file.token):
-                file = _File.adopt(self._folder / name, self._key, self._origin, self._disk)
+        names = [name for name in names if self._file is None or name != self._file.token]
+        if names:
+            try:
+                key = self._key()
+            except (OSError, AuditError) as e:
+                self.unopened, self.trouble = len(names), str(e)
+                return
+            for name in names:
+                file = _File.adopt(self._folder / name, key, self._origin, self._disk)
                 if file is not None:
                     try:
                         yield file
@@ -171,7 +180,7 @@ class _File:
             return cls(path, fd, key, origin, disk)
 
     @classmethod
-    def adopt(cls, path: Path, key: Callable[[], bytes], origin: str, disk: Disk) -> _File | None:
+    def adopt(cls, path: Path, key: bytes, origin: str, disk: Disk) -> _File | None:
         """A dead process's file, locked; None while its owner lives, or if it is no file of ours."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -181,7 +190,7 @@ class _File:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise Malformed("not a regular file")
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file = cls(path, fd, key(), origin, disk)
+            file = cls(path, fd, key, origin, disk)
             for event, end in file.frames():
                 file.count, file._end = file.count + 1, end
                 file.first_us, file.last_us = file.first_us or event.moment_us, event.moment_us
@@ -218,24 +227,23 @@ class _File:
         self._end = self.count = 0
 
     def frames(self) -> Iterator[tuple[Spooled, int]]:
-        """Whole frames and where each ends; ends at the first that is none."""
+        """Frames and where each ends, up to the first that is torn, altered or not the next one; ``is_damaged`` says if there is one.
+        One that is torn is what its process had not finished: that event is lost, and counted like the others."""
         at, size, expected = 0, os.fstat(self._fd).st_size, -1
-        self.is_damaged = False
-        while at + _HEAD <= size:
+        self.is_damaged = size > 0
+        while at < size:
             head = os.pread(self._fd, _HEAD, at)
             length, sequence = int.from_bytes(head[:4], "big"), int.from_bytes(head[4:12], "big")
-            if 16 <= length <= _FRAME_MAX and at + _HEAD + length > size:
-                return  # torn: what its process had not finished
-            self.is_damaged = True  # until this one was read
-            if not 16 <= length <= _FRAME_MAX or expected not in (-1, sequence):
+            end = at + _HEAD + length
+            if len(head) < _HEAD or not 16 <= length <= _FRAME_MAX or end > size or expected not in (-1, sequence):
                 return
             sealed = os.pread(self._fd, length, at + _HEAD)
             try:
                 event = _decode(self._cipher.decrypt(head[12:], sealed, self._bound(sequence)))
             except (InvalidTag, Malformed):
                 return
-            self.is_damaged = False
-            at, expected = at + _HEAD + length, sequence + 1
+            at, expected = end, sequence + 1
+            self.is_damaged = at != size
             yield event, at
 
     def remove(self) -> None:

@@ -13,18 +13,14 @@ proxy's, unless the server was told to believe it.
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .audited import Inside
+from .claims import FIELDS, TRACEPARENT, cleaned, read_claims, read_trace
 from .context import audit_context
 
-VALUE_CHARS_MAX = 200
-CLAIMS = {"x-audit-session": "session_id", "x-audit-case": "correlation_id", "x-audit-actor": "actor"}
 Actor = Callable[[Any], str | None]
-# W3C Trace Context: of version 00 it is all; later ones may go on after another dash
-_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?", re.ASCII)
 
 
 class AuditASGIMiddleware:
@@ -67,7 +63,7 @@ class AuditWSGIMiddleware:
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
         """Serve one request."""
-        names = ("traceparent", *CLAIMS)
+        names = (TRACEPARENT, *FIELDS)
         headers = {name: [value] for name in names if (value := environ.get("HTTP_" + name.upper().replace("-", "_"))) is not None}
         inside = Inside(_context(environ.get("REMOTE_ADDR"), headers, self.trust_headers, self.actor, environ))
         body = inside.run(self.app, environ, start_response)
@@ -99,30 +95,12 @@ class _Body:
             self._inside.run(close)
 
 
-def trace_id(traceparent: object) -> str | None:
-    """The trace id of a ``traceparent`` as W3C Trace Context has it: 32 hex digits, or None if it is not valid."""
-    found = _TRACEPARENT.fullmatch(traceparent) if isinstance(traceparent, str) else None
-    if found is None or (found[1] == "00" and found[4] is not None):
-        return None
-    return found[2] if found[2].strip("0") and found[3].strip("0") else None
-
-
-def cleaned(value: str) -> str | None:
-    """A value that a stranger sent, if it can stand in an entry: 1 to 200 characters, all of which print."""
-    value = value.strip(" \t")
-    return value if 0 < len(value) <= VALUE_CHARS_MAX and value.isprintable() else None
-
-
 def _context(
     address: object, headers: Mapping[str, list[str]], trust_headers: bool, actor: Actor | None, request: Any
 ) -> dict[str, str]:  # fmt: skip
-    found: dict[str, str | None] = {"ip_address": _address(address)}
-    if len(headers.get("traceparent", ())) == 1:
-        found["trace_id"] = trace_id(headers["traceparent"][0].strip(" \t"))
+    found: dict[str, str | None] = {"ip_address": _address(address), "trace_id": read_trace(headers)}
     if trust_headers:
-        for header, name in CLAIMS.items():
-            if len(headers.get(header, ())) == 1:
-                found[name] = cleaned(_utf8(headers[header][0]))
+        found |= read_claims(headers)
     if actor is not None:
         said = actor(request)
         if said is not None and not isinstance(said, str):
@@ -139,11 +117,3 @@ def _address(given: object) -> str | None:
         return str(ipaddress.ip_address(given)) if isinstance(given, str) else None
     except ValueError:
         return None
-
-
-def _utf8(value: str) -> str:
-    """A header as its sender most likely meant it: HTTP hands over bytes, as Latin-1."""
-    try:
-        return value.encode("latin-1").decode("utf-8")
-    except (UnicodeEncodeError, UnicodeDecodeError):
-        return value

@@ -23,13 +23,13 @@ import h11
 from ...core.errors import CallBlocked
 from .. import ends
 from ..calls import Call
+from ..claims import read_claims, read_trace
 from ..recorder import Recorder
 from ..servers import LOOK_UP_S
 from ..wire import ollama, openai
 from ..wire.asked import Asked
 from ..wire.asked import name as asked_name
 from ..wire.body import Body
-from .claims import read_claims
 from .sides import HEAD_BYTES_MAX, Gone, Side, Upstream
 
 REQUEST_BYTES_MAX = 256 << 20
@@ -108,12 +108,16 @@ class Exchange:
         asked = read_request(target, given) if given is not None else unread_request(target, data)
         if asked is None:
             return
-        peer = self.client.transport.get_extra_info("peername")
+        headers: dict[str, list[str]] = {}
+        for name, value in self.request.headers:
+            headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+        peer, trace = self.client.transport.get_extra_info("peername"), read_trace(headers)
+        claims = read_claims(headers) | ({"trace_id": trace} if trace else {}) | ({"ip_address": peer[0]} if peer else {})
         read = ollama.read_admin if asked.admin else ollama.read_answer if asked.provider == ollama.PROVIDER else openai.read_answer
         agent = _header(self.request.headers, b"user-agent").decode("ascii", "replace")[:200]
         self.call = Call(
             self.recorder, asked, read, capture="proxy", endpoint=self.upstream.address.url + target, client=agent,
-            claims=read_claims(self.request.headers, peer[0] if peer else None),
+            claims=claims,
         )  # fmt: skip
 
     # -- there and back --------------------------------------------------------------------------------------------------
@@ -250,8 +254,8 @@ class Exchange:
         body.settle(call.answer)
         if status >= 400:
             return ends.HTTP_ERROR
-        if (call.asked.admin or call.asked.unread) and call.answer.error is None:
-            return ends.OK  # all of it came, whatever it means
+        if (call.asked.admin or call.asked.provider == OTHER) and call.answer.error is None:
+            return ends.OK  # all of it came; what it means no reader here knows
         return call.source_ended()
 
     def _ended(self, end: str, error: BaseException | None = None) -> None:
@@ -312,7 +316,7 @@ def read_request(target: str, given: dict[str, Any]) -> Asked | None:
         return ollama.read_request(path, given)
     if path.endswith(_KNOWN):
         return openai.read_request(path, given)
-    asked = Asked("chat", "other", unread=True, stream=given.get("stream") is True, content={"request": given})
+    asked = Asked(_operation(path), OTHER, unread=True, stream=given.get("stream") is True, content={"request": given})
     asked.model = asked_name(given.get("model"))
     return asked
 
@@ -332,7 +336,10 @@ def unclear(request: h11.Request) -> tuple[int, str] | None:
     return None
 
 
-_OTHERS = ("/messages", "/completion", "/infill", "/rerank", "/reranking", "/transcriptions", "/generations", "/speech")
+OTHER = "other"  # an interface that no reader here knows: recorded by path and bytes
+_OTHERS = {"/messages": "chat", "/completion": "text_completion", "/infill": "text_completion", "/rerank": "rerank",
+           "/reranking": "rerank", "/transcriptions": "transcriptions", "/generations": "generations",
+           "/speech": "speech"}  # fmt: skip
 _KNOWN = ("/chat/completions", "/completions", "/embeddings", "/responses")
 
 
@@ -364,12 +371,18 @@ def unread_request(target: str, data: bytes) -> Asked | None:
     """A call by its path alone."""
     path = target.rstrip("/").lower()
     if not path.startswith("/api/"):
-        return Asked("embeddings" if path.endswith("/embeddings") else "chat", "other", unread=True, content={"bytes": _digest(data)})
+        return Asked(_operation(path), OTHER, unread=True, content={"bytes": _digest(data)})
     if path in ("/api/chat", "/api/generate", "/api/embed", "/api/embeddings"):
         return Asked("embeddings" if "embed" in path else "chat", ollama.PROVIDER, unread=True, content={"bytes": _digest(data)})
     if path in ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete"):
         return Asked(path[5:], ollama.PROVIDER, admin=True, unread=True)
     return None
+
+
+def _operation(path: str) -> str:
+    """In the words of the conventions where they have one."""
+    known = {"/embeddings": "embeddings", "/chat/completions": "chat", "/completions": "text_completion", **_OTHERS}
+    return next((operation for ending, operation in known.items() if path.endswith(ending)), "chat")
 
 
 def _digest(data: bytes) -> str:

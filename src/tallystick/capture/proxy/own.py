@@ -18,6 +18,7 @@ import h11
 from ...core.errors import AuditError, EntryRefused
 from ...core.outcomes import STATUSES
 from ..approval import DECISIONS
+from ..claims import read_claims
 from .sides import Side
 
 BODY_BYTES_MAX = 1 << 20
@@ -83,7 +84,7 @@ class Own:
             return 415, {"error": "content-type: application/json"}
         fields, record = known[target]
         try:
-            given = json.loads(data)
+            given = json.loads(data, object_pairs_hook=_once)
             if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
                 raise ValueError("a JSON object whose values are texts")
             unknown = sorted(set(given) - fields)
@@ -113,7 +114,7 @@ class Own:
         event_id, status = _required(given, "event_id"), _required(given, "status")
         if status not in STATUSES:
             raise ValueError(f"status is one of {', '.join(STATUSES)}")
-        by = given.get("by") or headers.get(b"x-audit-actor", b"").decode("utf-8", "replace") or None
+        by = given.get("by") or _actor(headers)
         kind, reason = given.get("kind", "code"), given.get("reason")
         return self._log.outcome(event_id, status, ref=given.get("ref"), by=by, kind=kind, reason=reason, evidence="http")
 
@@ -136,8 +137,8 @@ class Own:
             raise PermissionError("unknown token")
         if self._tokens:
             raise PermissionError("this proxy knows who approves by a token: Authorization: Bearer …")
-        actor = headers.get(b"x-audit-actor", b"").decode("utf-8", "replace").strip()
-        if actor and given.get("by") in (None, actor):
+        actor = _actor(headers)
+        if actor is not None and given.get("by") in (None, actor):
             return actor, "header"
         return _required(given, "by"), "none"
 
@@ -152,6 +153,19 @@ class Own:
         except ValueError:
             return False
         return True
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A member that is there twice means two things."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a member is there twice")
+    return found
+
+
+def _actor(headers: Mapping[bytes, bytes]) -> str | None:
+    said = headers.get(b"x-audit-actor")
+    return None if said is None else read_claims({"x-audit-actor": [said.decode("latin-1")]}).get("actor")
 
 
 def _required(given: Mapping[str, str], name: str) -> str:
