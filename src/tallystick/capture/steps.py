@@ -1,13 +1,13 @@
 """Generators that are watched: every step passes through unchanged, and how they end is told exactly once.
 
 The watcher sees ``began`` before the first step, ``item`` after each, and one of ``ended`` (no more), ``failed`` (an exception),
-``closed``
-and ``dropped`` (nobody holds it any more, perhaps in a finaliser). Nothing is held across a step: no lock, no context token.
+``closed`` and ``dropped`` (nobody holds it any more, perhaps in a finaliser). Nothing is held across a step: no lock, no context
+token. A generator that is entered again while it runs is refused by Python, and that ends nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -82,11 +82,17 @@ class WatchedGenerator(Generator[Any, Any, Any]):
     def send(self, value: Any) -> Any:
         if not self._began:
             self._begin()
+        return self._step(self._send, value)
+
+    def throw(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:  # noqa: ARG002
+        return self._step(self._inner.throw, _thrown(kind, value))
+
+    def _step(self, step: Callable[[Any], Any], value: Any) -> Any:
         if self._running:
-            return self._send(value)  # entered again while it runs: Python refuses that, and it ends nothing
+            return step(value)
         self._running = True
         try:
-            item = self._send(value)
+            item = step(value)
         except StopIteration:
             self._end()
             raise
@@ -123,22 +129,9 @@ class WatchedGenerator(Generator[Any, Any, Any]):
             self._over = True
             self._watcher.failed(error)
 
-    def throw(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:  # noqa: ARG002
-        error = _thrown(kind, value)
-        try:
-            item = self._inner.throw(error)
-        except StopIteration:
-            self._end()
-            raise
-        except BaseException as e:
-            self._fail(e)
-            raise
-        self._item()
-        return item
-
     def close(self) -> Any:
         if self._running:
-            return self._inner.close()  # Python refuses that, and it ends nothing
+            return self._inner.close()
         try:
             return self._inner.close()  # from Python 3.13 on it returns something
         finally:
@@ -175,11 +168,17 @@ class WatchedAsyncGenerator(AsyncGenerator[Any, Any]):
                 self._watcher.failed(e)
                 await self._inner.aclose()
                 raise
+        return await self._step(self._inner.asend, value)
+
+    async def athrow(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:  # noqa: ARG002
+        return await self._step(self._inner.athrow, _thrown(kind, value))
+
+    async def _step(self, step: Callable[[Any], Awaitable[Any]], value: Any) -> Any:
         if self._running:
-            return await self._inner.asend(value)  # entered again while it runs: Python refuses that, and it ends nothing
+            return await step(value)
         self._running = True
         try:
-            item = await self._inner.asend(value)
+            item = await step(value)
         except StopAsyncIteration:
             if not self._over:
                 self._over = True
@@ -196,27 +195,6 @@ class WatchedAsyncGenerator(AsyncGenerator[Any, Any]):
             raise
         finally:
             self._running = False
-        self._watcher.item()
-        return item
-
-    async def athrow(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:  # noqa: ARG002
-        error = _thrown(kind, value)
-        try:
-            item = await self._inner.athrow(error)
-        except StopAsyncIteration:
-            if not self._over:
-                self._over = True
-                try:
-                    await self._watcher.ended()
-                except BaseException as e:
-                    self._watcher.failed(e)
-                    raise
-            raise
-        except BaseException as e:
-            if not self._over:
-                self._over = True
-                self._watcher.failed(e)
-            raise
         self._watcher.item()
         return item
 

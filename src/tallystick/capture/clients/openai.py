@@ -1,7 +1,6 @@
 """The ``openai`` package, and with it every OpenAI-compatible server: ``request`` of ``SyncAPIClient`` and ``AsyncAPIClient``,
-which all
-resources, retries, raw responses and stream helpers go through, and ``_process_response``, where the response of the last attempt
-is at hand.
+which all resources, retries, raw responses and stream helpers go through, and ``_process_response``, where the response of the
+last attempt is at hand.
 
 The answer is read from the decoded bytes of that response as they pass to whoever asked for them, so that a parsed answer, a
 stream, a raw response and a proxy are read by one reader.

@@ -22,7 +22,7 @@ class Asked(msgspec.Struct):
     """One request. ``operation`` is of the OpenTelemetry GenAI conventions (``chat``, ``text_completion``, ``embeddings``), or
     what is
     done to a model (``pull`` …) where ``admin`` is set. ``prompt_chars`` counts code points of all text sent. ``content`` is what the
-    content policy decides about: texts and tool definitions, images replaced by their facts; it never becomes part of an entry.
+    content policy decides about: texts and tool definitions, images by their SHA-256; it never becomes part of an entry.
     """
 
     operation: str

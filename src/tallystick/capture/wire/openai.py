@@ -92,7 +92,7 @@ def _messages(asked: Asked, given: object) -> None:
 
 
 def _content(asked: Asked, given: object) -> tuple[str, Any]:
-    """A message's content: its text, and itself with images replaced by their facts."""
+    """A message's content: its text, and itself with images by their SHA-256."""
     if isinstance(given, str):
         asked.prompt_chars += len(given)
         return given, given
