@@ -14,8 +14,6 @@ from . import conformance as suite
 from .conformance import CASES, WAYS, Case, ProxyThread, Way
 from .server import ModelServer
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 @pytest.fixture(scope="module")
 def server():

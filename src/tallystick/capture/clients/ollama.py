@@ -7,10 +7,8 @@ looks and then makes it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urljoin
 
 from ...core.errors import AuditError
 from .. import ends
@@ -21,6 +19,7 @@ from ..servers import LOOK_UP_S
 from ..steps import WatchedAsyncGenerator, WatchedGenerator
 from ..wire import ollama as wire
 from ..wire.asked import Asked
+from .hooks import as_method, hook_one, is_hooked, joined, original_of, version_of
 
 _HOOKED = ("_request", "_request_raw")
 _instrumented: list[Any] = []  # the recorder of ``instrument``, if any
@@ -32,8 +31,7 @@ def wrap(recorder: Recorder, client: Any) -> Any:
 
     hooks = _async_hooks if isinstance(client, ollama.AsyncClient) else _hooks
     for name, hook in hooks(lambda: recorder, "wrap").items():
-        original = _original(getattr(type(client), name)).__get__(client)
-        setattr(client, name, functools.wraps(original)(functools.partial(hook, client, original)))
+        hook_one(client, name, hook)
     return client
 
 
@@ -45,8 +43,8 @@ def instrument(recorder: Recorder) -> None:
     for kind, hooks in ((ollama.Client, _hooks), (ollama.AsyncClient, _async_hooks)):
         for name, hook in hooks(lambda: _instrumented[0], "instrument").items():
             original = getattr(kind, name)
-            if not hasattr(original, "__tallystick_original__"):
-                setattr(kind, name, _method(original, hook))
+            if not is_hooked(original):
+                setattr(kind, name, as_method(original, hook))
 
 
 def uninstrument() -> None:
@@ -55,21 +53,8 @@ def uninstrument() -> None:
 
     for kind in (ollama.Client, ollama.AsyncClient):
         for name in _HOOKED:
-            setattr(kind, name, _original(getattr(kind, name)))
+            setattr(kind, name, original_of(getattr(kind, name)))
     _instrumented.clear()
-
-
-def _original(function: Any) -> Any:
-    return getattr(function, "__tallystick_original__", function)
-
-
-def _method(original: Any, hook: Callable[..., Any]) -> Any:
-    @functools.wraps(original)
-    def method(self: Any, *args: Any, **keywords: Any) -> Any:
-        return hook(self, original.__get__(self), *args, **keywords)
-
-    method.__tallystick_original__ = original  # type: ignore[attr-defined]
-    return method
 
 
 class _Seen:
@@ -97,7 +82,7 @@ def _call(
         return None
     if asked.operation != "embeddings":
         asked.stream = stream
-    return Call(recorder, asked, _reader(asked), capture=capture, endpoint=_endpoint(client, path), client=_version())
+    return Call(recorder, asked, _reader(asked), capture=capture, endpoint=_endpoint(client, path), client=version_of("ollama"))
 
 
 def _reader(asked: Asked) -> Any:
@@ -105,22 +90,7 @@ def _reader(asked: Asked) -> Any:
 
 
 def _endpoint(client: Any, path: str) -> str:
-    return _joined(str(getattr(client._client, "base_url", "")), path)
-
-
-@functools.lru_cache(maxsize=256)
-def _joined(base: str, path: str) -> str:
-    return urljoin(base, path)
-
-
-@functools.cache
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"ollama-python/{version('ollama')}"
-    except PackageNotFoundError:
-        return "ollama-python"
+    return joined(str(getattr(client._client, "base_url", "")), path)
 
 
 def _hooks(recorder: Callable[[], Recorder], capture: str) -> dict[str, Callable[..., Any]]:

@@ -14,7 +14,6 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
-from urllib.parse import urljoin
 
 from ...core.errors import AuditError
 from .. import ends
@@ -23,6 +22,7 @@ from ..calls import Call
 from ..recorder import Recorder
 from ..wire import openai as wire
 from ..wire.body import Body
+from .hooks import as_method, hook_one, is_hooked, joined, original_of, version_of
 
 READ, TAPPED = "read", "tapped"
 _instrumented: list[Any] = []
@@ -47,8 +47,7 @@ def wrap(recorder: Recorder, client: Any) -> Any:
 
     hooks = _async_hooks if isinstance(client, AsyncOpenAI) else _hooks
     for name, hook in hooks(lambda: recorder, "wrap").items():
-        original = _original(getattr(type(client), name)).__get__(client)
-        setattr(client, name, functools.wraps(original)(functools.partial(hook, client, original)))
+        hook_one(client, name, hook)
     original_copy = type(client).copy.__get__(client)
 
     @functools.wraps(original_copy)
@@ -68,8 +67,8 @@ def instrument(recorder: Recorder) -> None:
         for name, hook in hooks(lambda: _instrumented[0], "instrument").items():
             for holder in _holders(kind, name):
                 original = vars(holder)[name]
-                if not hasattr(original, "__tallystick_original__"):
-                    setattr(holder, name, _method(original, hook))
+                if not is_hooked(original):
+                    setattr(holder, name, as_method(original, hook))
 
 
 def uninstrument() -> None:
@@ -79,7 +78,7 @@ def uninstrument() -> None:
     for kind in (base.SyncAPIClient, base.AsyncAPIClient):
         for name in ("request", "_process_response"):
             for holder in _holders(kind, name):
-                setattr(holder, name, _original(vars(holder)[name]))
+                setattr(holder, name, original_of(vars(holder)[name]))
     _instrumented.clear()
 
 
@@ -94,19 +93,6 @@ def _holders(kind: type, name: str) -> list[type]:
     return found
 
 
-def _original(function: Any) -> Any:
-    return getattr(function, "__tallystick_original__", function)
-
-
-def _method(original: Any, hook: Callable[..., Any]) -> Any:
-    @functools.wraps(original)
-    def method(self: Any, *args: Any, **keywords: Any) -> Any:
-        return hook(self, original.__get__(self), *args, **keywords)
-
-    method.__tallystick_original__ = original  # type: ignore[attr-defined]
-    return method
-
-
 def _call(recorder: Recorder, client: Any, capture: str, options: Any, *, stream: bool) -> Call | None:
     body, url = getattr(options, "json_data", None), str(getattr(options, "url", ""))
     if not isinstance(body, Mapping) or str(getattr(options, "method", "")).lower() != "post":
@@ -116,23 +102,8 @@ def _call(recorder: Recorder, client: Any, capture: str, options: Any, *, stream
     if asked is None:
         return None
     asked.stream = stream or asked.stream
-    endpoint = _joined(str(getattr(client, "base_url", "")), url)
-    return Call(recorder, asked, wire.read_answer, capture=capture, endpoint=endpoint, client=_version())
-
-
-@functools.lru_cache(maxsize=256)
-def _joined(base: str, url: str) -> str:
-    return urljoin(base, url.lstrip("/"))
-
-
-@functools.cache
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"openai-python/{version('openai')}"
-    except PackageNotFoundError:
-        return "openai-python"
+    endpoint = joined(str(getattr(client, "base_url", "")), url.lstrip("/"))
+    return Call(recorder, asked, wire.read_answer, capture=capture, endpoint=endpoint, client=version_of("openai"))
 
 
 def _hooks(recorder: Callable[[], Recorder], capture: str) -> dict[str, Callable[..., Any]]:
