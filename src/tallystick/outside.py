@@ -76,8 +76,8 @@ class HandedOut:
         self.add(size, signatures)
 
     def add(self, size: int, signatures: tuple[Signature, ...]) -> None:
-        """Add signature lines to the note of ``size``, durable on return; of the same key only the first stays. ``StoreError`` without
-        a note, ``Malformed`` where it would have too many lines."""
+        """Add signature lines to the note of ``size``, durable on return; of one key only the first stays. ``StoreError`` without a
+        note, ``Malformed`` where it would have too many lines."""
         whole = self.signed(size)
         if whole is None:
             raise StoreError(f"{self._path(size)} is not there")
