@@ -1,8 +1,8 @@
 """What this user knows of logs (STORAGE rule 22): trust on first use, as with SSH.
 
 ``known_logs.json`` in ``$TALLY_STATE``, else ``$XDG_STATE_HOME/tallystick``, else ``~/.local/state/tallystick`` keeps by path
-the origin, verifier key, genesis root, and the last proven size and root of each log that this user made or verified. It is
-replaced as a whole under a lock; a file that cannot be read is an error, never an empty memory.
+the origin, verifier key, genesis root, the last proven size and root, and the pinned keys of witnesses, of each log that this user
+made or verified. It is replaced as a whole under a lock; a file that cannot be read is an error, never an empty memory.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from pathlib import Path
 
 import msgspec
 
-from .core.errors import ConfigError
+from .core.cosignature import ALGORITHMS
+from .core.errors import ConfigError, VerificationError
+from .core.note import VerifierKey
 from .disk import DISK
 
 
 class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One log as this user knows it. ``root`` and ``genesis`` in hex; times in microseconds since the epoch."""
+    """One log as this user knows it. ``root`` and ``genesis`` in hex; times in microseconds since the epoch. ``witnesses``: the vkeys
+    of those whose cosignatures count for this user, by the name that he gave them."""
 
     origin: str
     vkey: str
@@ -31,6 +34,7 @@ class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seen_us: int
     full_size: int = 0
     full_us: int = 0
+    witnesses: dict[str, str] = {}
 
 
 class Memory:
@@ -72,6 +76,37 @@ class Memory:
         with self._changing() as logs:
             return logs.pop(_name(log), None) is not None
 
+    def put_proven(self, log: Path, known: Known) -> None:
+        """Remember how far it was proven; what else is known of the path stays as it is now."""
+        with self._changing() as logs:
+            before = logs.get(_name(log))
+            logs[_name(log)] = known if before is None else msgspec.structs.replace(known, witnesses=before.witnesses)
+
+    def pin_witness(self, log: Path, name: str, vkey: str) -> None:
+        """See ``pin_witness``."""
+        key = VerifierKey.parse(vkey, algorithms=ALGORITHMS)
+        with self._changing() as logs:
+            known = logs.get(_name(log))
+            if known is None:
+                raise ConfigError(f"the log at {log} is not known to you, so nothing can be pinned for it; first: tally trust {log}")
+            for other, text in known.witnesses.items():
+                pinned = VerifierKey.parse(text, algorithms=ALGORITHMS)
+                if other == name and pinned != key:
+                    raise VerificationError(f"the witness {name} is pinned here with another key, {text}")
+                if other != name and pinned.public == key.public:
+                    raise VerificationError(f"this key is pinned here already, as the witness {other}")
+            logs[_name(log)] = msgspec.structs.replace(known, witnesses={**known.witnesses, name: vkey})
+
+    def unpin_witness(self, log: Path, name: str) -> bool:
+        """Forget a pinned witness; False if there was none of this name."""
+        with self._changing() as logs:
+            known = logs.get(_name(log))
+            if known is None or name not in known.witnesses:
+                return False
+            left = {n: v for n, v in known.witnesses.items() if n != name}
+            logs[_name(log)] = msgspec.structs.replace(known, witnesses=left)
+            return True
+
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Known]]:
         if self.folder is None or self.path is None:
@@ -89,6 +124,18 @@ class Memory:
                 DISK.write_file(self.path, text.encode() + b"\n", 0o600)
         finally:
             os.close(fd)
+
+
+def pin_witness(memory: Memory, log: Path, name: str, vkey: str) -> None:
+    """From now on cosignatures under ``vkey`` count for this user as those of the witness ``name`` of this log (only they do: what
+    the log's own policy says convinces nobody). The same again changes nothing.
+
+    ``Malformed`` for a vkey that is none, ``ConfigError`` where the log is not known to this user or cannot be remembered,
+    ``VerificationError`` where the name is pinned with another key or the key under another name.
+    """
+    if memory.folder is None:
+        raise ConfigError("this user has no state folder to remember a witness in; set TALLY_STATE, or verify with --policy FILE")
+    memory.pin_witness(log, name, vkey)
 
 
 def default_memory(environ: Mapping[str, str]) -> Memory:

@@ -221,7 +221,7 @@ def _remember(
         f.issue == "unknown" for f in verdict.findings):  # fmt: skip
         return
     now = CLOCK.wall_us()
-    memory.put(path, Known(
+    memory.put_proven(path, Known(
         genesis.origin, genesis.vkey.format(), known.genesis, verdict.tree_size, verdict.root, now,
         verdict.tree_size if full else known.full_size, now if full else known.full_us,
     ))  # fmt: skip
