@@ -602,3 +602,39 @@ def test_approve(tally, tmp_path):
         assert tally(*wrong).code == 2, wrong
     assert tally("approve", call, "--shown", "nothing.txt").code == 2
     assert tally("verify").code == 0
+
+
+def test_a_proof_is_made_against_the_newest_checkpoint_that_witnesses_cosigned(tally, log):
+    from tallystick.core.checkpoint import Checkpoint
+    from tallystick.core.cosignature import CosignerKey
+    from tallystick.core.note import COSIGNATURE_ED25519, split
+    from tallystick.core.policy import Policy
+    from tallystick.core.proof import InclusionProof
+    from tallystick.outside import HandedOut
+
+    witness = CosignerKey("w.example", COSIGNATURE_ED25519, b"w" * 32)
+    other = CosignerKey("x.example", COSIGNATURE_ED25519, b"x" * 32)
+    vkey = tally("key", "vkey").out.strip()
+    handed, sizes = HandedOut(log), []
+    for by in ([witness], [other], []):
+        note = tally("checkpoint").out.encode()
+        checkpoint = Checkpoint.parse(split(note)[0])
+        handed.put(checkpoint.size, note)
+        handed.add(checkpoint.size, tuple(w.cosign(checkpoint, 1_800_000_000) for w in by))
+        sizes.append(checkpoint.size)
+        tally("record", "--actor", "eve", "--action", "later", "--resource", "r")
+    policy = f"log {vkey}\nwitness w {witness.verifier.format()}\nquorum w\n".encode()
+
+    def size_of(*args):
+        found = tally("prove", *args, "-o", "p.tlog-proof", "--entry", "e.json", "--force", "--json").json
+        proof = InclusionProof.parse(Path("p.tlog-proof").read_bytes())
+        proof.verify(Path("e.json").read_bytes(), [Policy.parse(policy).logs[0].key])
+        return found["tree_size"], found["cosigned_by"]
+
+    assert size_of("#1") == (sizes[1], ["x.example"])  # no policy: any cosignature is more than none
+    (log / "policy").write_bytes(policy)
+    assert size_of("#1") == (sizes[0], ["w.example"])  # the quorum of the log's own policy comes first
+    proof = InclusionProof.parse(Path("p.tlog-proof").read_bytes())
+    assert proof.verify_witnessed(Path("e.json").read_bytes(), Policy.parse(policy)).cosignatures[0].key == witness.verifier
+    assert size_of("#1", "--current")[0] == sizes[2] + 1
+    assert size_of(f"#{sizes[2]}")[0] == sizes[2] + 1  # nothing cosigned covers it

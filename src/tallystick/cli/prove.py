@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from .common import find_log, log_and_event, open_log, print_bytes, print_json, stored_entry
+from .common import clean, find_log, log_and_event, open_log, print_bytes, print_json, stored_entry
 
 
 @click.command(
@@ -22,10 +22,16 @@ Example:
 @click.argument("args", nargs=-1, metavar="[LOG] EVENT")
 @click.option("-o", "--output", metavar="FILE", help="Where to write the proof ('-': standard output; default: <event>.tlog-proof).")
 @click.option("--entry", "entry_file", metavar="FILE", help="Write the entry's stored bytes there as well.")
+@click.option("--current", is_flag=True, help="Against the newest checkpoint, even if an older one is confirmed by witnesses.")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document about what was written.")
-def command(args: tuple[str, ...], output: str | None, entry_file: str | None, force: bool, as_json: bool) -> None:
-    """Write a proof that an entry is in the log. It was checked before; others check it without the log."""
+def command(args: tuple[str, ...], output: str | None, entry_file: str | None, current: bool, force: bool, as_json: bool) -> None:
+    """Write a proof that an entry is in the log. It was checked before; others check it without the log.
+
+    It is made against the newest checkpoint that witnesses cosigned and that covers the entry, where there is one.
+    """
+    from ..core.checkpoint import Checkpoint
+    from ..core.note import split
     from ..core.proof import InclusionProof
     from ..proving import prove
 
@@ -35,7 +41,7 @@ def command(args: tuple[str, ...], output: str | None, entry_file: str | None, f
     path = find_log(named)
     with open_log(path) as log:
         index = stored_entry(log, event).hit.index
-        proof, line = prove(log, index)
+        proof, line = prove(log, index, current=current)
         event_id = log.entry(index).event_id
         vkey = log._handle.genesis.vkey.format()
     target = output or re.sub(r"[^A-Za-z0-9._-]", "_", event_id) + ".tlog-proof"
@@ -48,13 +54,16 @@ def command(args: tuple[str, ...], output: str | None, entry_file: str | None, f
     if output == "-":
         print_bytes(proof)
         return
-    size = _size(InclusionProof.parse(proof))
+    checkpoint = InclusionProof.parse(proof).checkpoint
+    size, others = Checkpoint.parse(split(checkpoint)[0]).size, sorted({s.name for s in split(checkpoint)[1]} - {vkey.split("+")[0]})
     if as_json:
         print_json({"proof": str(files[0][0]), "entry": entry_file, "event_id": event_id, "index": index, "tree_size": size,
-                    "vkey": vkey})  # fmt: skip
+                    "vkey": vkey, "cosigned_by": others})  # fmt: skip
         return
     beside = entry_file or re.sub(r"\.tlog-proof$", "", target) + ".json"
     click.echo(f"{target}: entry #{index:,} is in the log of {size:,} entries; checked before it was written")
+    seen = f"its checkpoint has lines by {clean(', '.join(others))}"
+    click.echo(seen if others else "no witness has cosigned a checkpoint that covers it")
     click.echo("\nto check it, anywhere, without the log:")
     if entry_file is None:
         log_word = "" if named is None else f" {shlex.quote(named)}"
@@ -76,12 +85,3 @@ def _write(file: Path, data: bytes) -> None:
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _size(proof: object) -> int:
-    from ..core.checkpoint import Checkpoint
-    from ..core.note import split
-    from ..core.proof import InclusionProof
-
-    assert isinstance(proof, InclusionProof)
-    return Checkpoint.parse(split(proof.checkpoint)[0]).size

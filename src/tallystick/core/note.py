@@ -130,6 +130,13 @@ class VerifierKey:
         """``<name>+<8 hex>+<base64(algorithm || public key)>``."""
         return f"{self.name}+{self.key_id:08x}+{encode_base64(bytes([self.algorithm]) + self.public)}"
 
+    @property
+    def fingerprint(self) -> str:
+        """What a person compares: the key ID's own hash, 128 bits of it, as eight groups of four hex digits; the first two groups are
+        the key ID. 32 bits alone can be imitated: a key with a given key ID is found by trying."""
+        digest = sha256(self.name.encode() + b"\n" + bytes([self.algorithm]) + self.public).hexdigest()
+        return " ".join(digest[at : at + 4] for at in range(0, 32, 4))
+
     def verify(self, message: bytes, signature: bytes) -> None:
         """Raise ``VerificationError`` unless this key made ``signature`` (64 bytes) over ``message``.
 

@@ -15,23 +15,50 @@
     — example.com/log hI2DJw…
 
 The ``extra`` line is optional and covered by NO signature. The hashes start with the leaf's sibling; the
-checkpoint follows verbatim, with all its signatures. Limits: 63 hashes, 1 MiB. Not here: whether enough
-witnesses signed (``policy``), how the proof is made (``tiles``).
+checkpoint follows verbatim, with all its signatures. Limits: 63 hashes, 1 MiB. Not here: how the proof is made
+(``tiles``), which keys to believe (the verifier's own policy file).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .checkpoint import Checkpoint, open_checkpoint, parse_number
-from .errors import Malformed
+from .cosignature import Cosignature, cosignatures
+from .errors import Malformed, VerificationError
 from .merkle import HASH_BYTES, SIZE_MAX, leaf_hash, verify_inclusion
-from .note import VerifierKey, decode_base64, encode_base64, split
+from .note import ED25519, VerifierKey, decode_base64, encode_base64, split
+from .policy import Policy
 
 HASHES_MAX = 63  # a tree of 2**63-1 leaves is 63 levels high
 PROOF_BYTES_MAX = 1 << 20
 _HEADER = "c2sp.org/tlog-proof@v1"
+
+
+class Witnessed(NamedTuple):
+    """A checkpoint that satisfies a policy: under which log key, and who cosigned it when."""
+
+    checkpoint: Checkpoint
+    cosignatures: tuple[Cosignature, ...]
+
+
+def open_witnessed(note: bytes, policy: Policy, *, origin: str | None = None) -> Witnessed:
+    """The checkpoint in ``note``, if a log of ``policy`` signed it and the witnesses' quorum cosigned it.
+
+    ``origin`` narrows it to one log. ``Malformed``; ``UnknownSigner`` where no log of the policy signed; ``VerificationError``
+    where a line by a log or witness of the policy does not hold, or the quorum is not reached. Log keys of algorithm 0x06 are
+    not looked at.
+    """
+    keys = [log.key for log in policy.logs if log.key.algorithm == ED25519]
+    checkpoint = open_checkpoint(note, keys, origin=origin)
+    found = cosignatures(note, [witness.key for witness in policy.witnesses])
+    names = {witness.name for witness in policy.witnesses if any(c.key == witness.key for c in found)}
+    if not policy.satisfied(names):
+        seen = ", ".join(sorted(names)) or "none of its witnesses"
+        raise VerificationError(f"the quorum {policy.quorum!r} of the policy is not reached: cosigned by {seen}")
+    return Witnessed(checkpoint, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +129,11 @@ class InclusionProof:
         checkpoint = open_checkpoint(self.checkpoint, keys, origin=origin)
         verify_inclusion(self.index, checkpoint.size, leaf_hash(line), self.hashes, checkpoint.root)
         return checkpoint
+
+    def verify_witnessed(self, line: bytes, policy: Policy, *, origin: str | None = None) -> Witnessed:
+        """``verify`` under a policy file, in the order of tlog-proof: leaf hash, origin and log key, witnesses' quorum, inclusion."""
+        leaf = leaf_hash(line)
+        witnessed = open_witnessed(self.checkpoint, policy, origin=origin)
+        checkpoint = witnessed.checkpoint
+        verify_inclusion(self.index, checkpoint.size, leaf, self.hashes, checkpoint.root)
+        return witnessed
