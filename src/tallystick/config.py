@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from .capture.recorder import FAILURES
 from .core.checkpoint import check_origin
 from .core.errors import ConfigError, Malformed
 from .reports.approvals import Rule
+
+LEFT = re.compile(r"\.until-[0-9]{1,19}(?:\.[0-9]{1,4})?\Z", re.ASCII)  # how the name of an older part ends
 
 
 class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -140,5 +143,16 @@ def read_settings(folder: Path) -> Settings:
 
 
 def keys_folder(folder: Path, settings: Settings) -> Path:
-    """Where the keys are."""
-    return Path(os.path.normpath(folder / settings.keys))
+    """Where the keys are. ``log.toml`` stays the same in a copy and in an older part, so the folder's own name counts too: an older
+    part, ``LOG.until-<size>``, has ``KEYS.until-<size>``; a copy beside its original has ``COPY.keys``, never the original's mark.
+    """
+    keys = Path(os.path.normpath(folder / settings.keys))
+    left = LEFT.search(folder.name)
+    if left is not None and left[0] not in keys.name:
+        return keys.with_name(keys.name + left[0])
+    home = keys.with_name(keys.name.removesuffix(".keys"))
+    if settings.keys == f"../{home.name}.keys" and home.name != folder.name:
+        own = folder.with_name(f"{folder.name}.keys")
+        if own.is_dir() or (home / "log.vkey").is_file():
+            return own
+    return keys
