@@ -23,9 +23,9 @@ from .disk import DISK
 
 
 class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One log as this user knows it. ``root`` and ``genesis`` in hex; times in microseconds since the epoch. ``witnesses``: the vkeys
-    of those whose cosignatures count for this user, by the name that he gave them. ``successor``: the verifier key and genesis root of
-    the log that ``tally resume`` of this user put in its place; empty where there is none."""
+    """One log as this user knows it. ``root`` and ``genesis`` in hex; times in microseconds since the epoch. ``witnesses``: the
+    vkeys of those whose cosignatures count for this user, by the name that he gave them. ``successor``: the verifier key and genesis
+    root of the log that ``tally resume`` of this user put in its place; empty where there is none."""
 
     origin: str
     vkey: str
