@@ -36,6 +36,14 @@ class Segments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes: int = 64 * 1024 * 1024
 
 
+class Epochs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When the key that signs is changed and the old one destroyed. ``close``: ``daily`` (UTC) or ``never`` (only by ``tally key
+    rotate``); ``entries``: also before an epoch would have more than so many, 0 for no such limit."""
+
+    close: str = "daily"
+    entries: int = 0
+
+
 class AIRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Patterns (``*``, ``?``, ``[…]``) of model, actor and resource, and what is kept of the content of calls where all match."""
 
@@ -73,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: Content = Content()
     retention: Retention = Retention()
     segments: Segments = Segments()
+    epochs: Epochs = Epochs()
     ai: AI = AI()
     approval: tuple[ApprovalRule, ...] = ()
 
@@ -103,6 +112,10 @@ look_up = true            # ask Ollama for the digest behind a model's name
 
 [retention]
 days = {retention_days}
+
+[epochs]
+close = "daily"           # daily | never: when the signing key is changed and the old one destroyed
+entries = 0               # also after so many entries; 0: no such limit
 
 [segments]
 bytes = {Segments().bytes}
@@ -135,6 +148,8 @@ def read_settings(folder: Path) -> Settings:
             raise ConfigError(f"{path}: approval[{number}]: {e}") from e
     if settings.ai.failure not in FAILURES:
         raise ConfigError(f"{path}: ai.failure is one of {', '.join(FAILURES)}")
+    if settings.epochs.close not in ("daily", "never") or settings.epochs.entries < 0 or settings.epochs.entries == 1:
+        raise ConfigError(f'{path}: epochs.close is "daily" or "never", epochs.entries 0 or at least 2')
     if settings.retention.days < 0 or settings.segments.bytes < 4096:
         raise ConfigError(f"{path}: retention.days is at least 0, segments.bytes at least 4096")
     if not settings.keys or "\0" in settings.keys:

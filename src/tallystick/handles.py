@@ -14,6 +14,7 @@ from .clock import CLOCK
 from .core.errors import AuditError, StoreError
 from .disk import DISK, Disk
 from .keys import KeyFolder
+from .log.epochs import Rhythm
 from .log.keeper import Keeper
 from .log.view import LogView
 from .log.writer import Writer
@@ -42,6 +43,7 @@ class Handle:
         self.writer = Writer(
             self.store, self.view, self.keys, self.vault, CLOCK, segment_bytes=self.settings.segments.bytes,
             config=lambda: (folder / "log.toml").read_bytes(), disk=disk,
+            rhythm=Rhythm(self.settings.epochs.close == "daily", self.settings.epochs.entries),
         )  # fmt: skip
         self.keeper = Keeper(self.writer, self.view)
 

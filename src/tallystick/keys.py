@@ -1,5 +1,9 @@
 """The key folder: ``log.key``, ``epoch-<n>.key`` and ``mark``. 0700, files 0600, beside the log but never in it.
 
+Epoch keys live for one epoch: ``prepare`` makes the next one durable before any entry names it, ``destroy`` overwrites, syncs and
+unlinks one whose epoch was closed. On an SSD, in snapshots, backups of this folder and swap a copy may outlive that; a process
+that has the log open keeps the old key in memory until it appends once more.
+
 The mark (STORAGE rule 16) is what was last signed: origin, size, root, epoch. Two slots, 4 KiB apart, are written in
 turn, each one line with a sequence number and a checksum::
 
@@ -16,17 +20,50 @@ import binascii
 import contextlib
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from .core.checkpoint import HeadSigner
 from .core.errors import AuditError, Malformed, StoreError
-from .core.note import SignerKey
+from .core.note import SignerKey, VerifierKey
 from .disk import DISK, Disk, close_quietly
 
 SLOT_BYTES = 4096
 SLOT_USED = 512
 KEY_BYTES_MAX = 4096
+
+
+_EPOCH_FILE = re.compile(r"epoch-(0|[1-9][0-9]{0,18})\.key", re.ASCII)
+_TEMPORARY = re.compile(r"\.epoch-[0-9]{1,19}\.key\.tmp", re.ASCII)
+
+
+class SignsHeads(Protocol):
+    """What signs the heads of one epoch."""
+
+    @property
+    def verifier(self) -> VerifierKey:
+        """The public key."""
+
+    def sign(self, size: int, root: bytes) -> bytes:
+        """The note of the head of ``size`` ≥ 1 entries. The caller has made sure that it extends the last one signed."""
+
+
+class Custody(Protocol):
+    """Where the private keys of epochs are: files of the key folder, or another process (``tally keyd``)."""
+
+    def signer(self, number: int) -> SignsHeads:
+        """What signs heads of epoch ``number``. ``FileNotFoundError`` if its key is not there."""
+
+    def prepare(self, number: int, origin: str) -> VerifierKey:
+        """Make the key of epoch ``number``, durable on return; one that is there and that no entry names is destroyed first."""
+
+    def numbers(self) -> list[int]:
+        """The epochs whose keys are there, ascending."""
+
+    def destroy(self, number: int) -> None:
+        """Destroy the key of epoch ``number``, durable on return; nothing happens if it is not there."""
 
 
 class Mark(NamedTuple):
@@ -79,6 +116,56 @@ class KeyFolder:
     def epoch_key(self, number: int) -> SignerKey:
         """The private key of the running epoch."""
         return self._load(f"epoch-{number}.key")
+
+    # -- epochs (``Custody``) ------------------------------------------------------------------------------------------
+
+    def signer(self, number: int) -> HeadSigner:
+        """What signs heads of epoch ``number``. ``FileNotFoundError`` if its key is not there."""
+        key = self.epoch_key(number)
+        return HeadSigner(key.name, key)
+
+    def prepare(self, number: int, origin: str) -> VerifierKey:
+        """Make the key of epoch ``number``: file and folder are durable on return. If we die here, or before an entry names the key,
+        the next writer destroys it."""
+        self.destroy(number)
+        key = SignerKey.generate(origin)
+        self._disk.write_file(self._epoch_file(number), (key.format() + "\n").encode(), 0o600, like=self.path)
+        return key.verifier
+
+    def numbers(self) -> list[int]:
+        """The epochs whose keys are there, ascending."""
+        found = (_EPOCH_FILE.fullmatch(name) for name in os.listdir(self.path))
+        return sorted(int(match[1]) for match in found if match)
+
+    def destroy(self, number: int) -> None:
+        """Overwrite, sync, unlink, sync the folder. If we die between any two of them the next call does it again: nobody reads a
+        key file that was half overwritten, because its epoch is closed."""
+        if self._overwrite(self._epoch_file(number)):
+            self._disk.sync_folder(self.path)
+
+    def sweep(self) -> None:
+        """Destroy what a death inside ``prepare`` left: a key under a temporary name."""
+        left = [name for name in os.listdir(self.path) if _TEMPORARY.fullmatch(name)]
+        for name in left:
+            self._overwrite(self.path / name)
+        if left:
+            self._disk.sync_folder(self.path)
+
+    def _overwrite(self, path: Path) -> bool:
+        try:
+            fd = self._disk.open(path, os.O_WRONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            self._disk.write_at(fd, bytes(max(os.fstat(fd).st_size, 1)), 0)
+            self._disk.sync(fd)
+        finally:
+            os.close(fd)
+        self._disk.unlink(path)
+        return True
+
+    def _epoch_file(self, number: int) -> Path:
+        return self.path / f"epoch-{number}.key"
 
     def _load(self, name: str) -> SignerKey:
         path = self.path / name

@@ -392,6 +392,19 @@ class AuditLogger:
 
         return verify_log(self.path, memory=self.memory, **options).as_dict()
 
+    def rotate(self, reason: str = "asked for") -> dict[str, Any]:
+        """End the running epoch now: the next key takes over, the old one is destroyed, and nobody who breaks in later can change an
+        entry before. Returns the closing checkpoint: ``epoch``, ``size`` and ``note`` (keep it elsewhere)."""
+        size, note = self._writer().rotate(reason)
+        return {"epoch": self._handle.view.history(size).epoch_at(size).number, "size": size, "note": note.decode()}
+
+    def recover_epoch(self, reason: str) -> dict[str, Any]:
+        """The key of the running epoch is lost: put that on record under the log key and go on with a new one. From the last closed
+        epoch on, closed epochs then seal nothing against whoever holds the log key, and every verdict says so. Returns what
+        ``rotate`` does; ``StoreError`` where the key is there."""
+        size, note = self._writer().recover_epoch(reason)
+        return {"epoch": self._handle.view.history(size).epoch_at(size).number, "size": size, "note": note.decode()}
+
     def archive_old_entries(self, archive_path: str | os.PathLike[str]) -> dict[str, Any]:
         """Move the longest prefix of sealed segments whose events are all older than ``retention_days`` to files in
         ``archive_path``; killed anywhere, a second call finishes."""

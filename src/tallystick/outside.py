@@ -13,6 +13,7 @@ that he trusts. ``outside/`` is a convenience for the status and can be deleted:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -89,6 +90,17 @@ class HandedOut:
             known = _read(self._path(size, ".signatures"), NOTE_BYTES_MAX) or b""
             lines = "".join(s.format() + "\n" for s in fresh).encode()
             self._disk.write_file(self._path(size, ".signatures"), known + lines, file_mode(self.folder), like=self.folder)
+
+    def make_durable(self, size: int) -> None:
+        """Sync what is kept of ``size`` and its name: whoever wrote it may have died before he did."""
+        for suffix in ("", ".signatures"):
+            with contextlib.suppress(FileNotFoundError):
+                fd = self._disk.open(self._path(size, suffix), os.O_RDONLY)
+                try:
+                    self._disk.sync(fd)
+                finally:
+                    os.close(fd)
+        self._disk.sync_folder(self.folder)
 
     def timestamp(self, size: int, party: str) -> bytes | None:
         """The RFC 3161 response (DER) of a party over the note of ``size``. Unverified."""

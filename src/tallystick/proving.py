@@ -81,7 +81,7 @@ def prove_against(log: AuditLogger, note: bytes, index: int, line: bytes) -> Inc
     size = Checkpoint.parse(split(note)[0]).size
     try:
         proof = InclusionProof(index, tuple(prove_inclusion(handle.store.hashes, index, size)), note)
-        proof.verify(line, [handle.genesis.vkey, handle.view.history(size).epoch_at(size).key], origin=log.origin)
+        proof.verify(line, [handle.genesis.vkey, handle.view.history(size).key_at(size)], origin=log.origin)
     except AuditError as e:
         raise StoreError(f"the proof of entry #{index:,} does not hold; tally verify {log.path} says where: {e}") from e
     assert leaf_hash(line)

@@ -9,8 +9,14 @@ from typing import NamedTuple
 
 from tallystick import AuditLogger
 from tallystick.core import entry as ent
+from tallystick.core.checkpoint import open_checkpoint
+from tallystick.core.epoch import read_history
+from tallystick.core.genesis import Genesis
+from tallystick.core.note import open_note
+from tallystick.core.tiles import root_at
 from tallystick.core.verify import Verdict
 from tallystick.memory import Memory
+from tallystick.outside import HandedOut
 from tallystick.retention.archive import read_archive
 from tallystick.store.segments import SegmentStore
 from tallystick.verification import trust, verify_log
@@ -46,7 +52,29 @@ def judge(folder: Path, memory: Memory, acknowledged: Iterable[str], *, archives
         last = log.log(**event(999))
     found = judge_as_it_is(folder, memory, [*acknowledged, last], archives=archives)
     assert found.lines[-1].fields.event_id == last
+    judge_epochs(folder, found)
     return found
+
+
+def judge_epochs(folder: Path, found: Judgement) -> None:
+    """Each epoch that ended has exactly one closing checkpoint, under its key and over the entries as they are; the one private key
+    that is here is that of the running epoch."""
+    genesis = Genesis.parse((folder / "log.vkey").read_bytes())
+    history = read_history((s.index, s.fields) for s in found.lines if s.fields.event_type.startswith("log."))
+    store, handed = SegmentStore(folder), HandedOut(folder)
+    signed = {}
+    for size in handed.sizes():
+        note = handed.signed(size)
+        assert note is not None
+        keys = [genesis.vkey, history.key_at(size)]
+        checkpoint = open_checkpoint(note, keys, origin=genesis.origin)
+        assert (checkpoint.size, checkpoint.root) == (size, root_at(store.hashes, size))
+        signed[size] = [k for k in keys if any((s.name, s.key_id) == (k.name, k.key_id) for s in open_note(note, keys).verified)]
+    seals = history.seals(signed)
+    assert not seals.missing, seals
+    assert set(history.closes()) <= set(signed)
+    names = sorted(p.name for p in folder.with_name(folder.name + ".keys").iterdir() if "epoch" in p.name)
+    assert names == [f"epoch-{history.epochs[-1].number}.key"]
 
 
 def judge_as_it_is(folder: Path, memory: Memory, acknowledged: Iterable[str], *, archives: Path | None = None) -> Judgement:

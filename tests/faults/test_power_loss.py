@@ -55,7 +55,7 @@ def work(begin: Callable[[], Bench], choose: random.Random, steps: int) -> list[
             logs[at].vanish()
             logs[at] = begin()
         one = logs[at]
-        kind = choose.randrange(10)
+        kind = choose.randrange(12)
         if kind < 4:
             found = attempt(lambda one=one, n=n: [one.log(**event(n, details={"n": n, "text": "x" * choose.choice((1, 300, 3000))}))])
         elif kind < 6:
@@ -65,6 +65,8 @@ def work(begin: Callable[[], Bench], choose: random.Random, steps: int) -> list[
             found = attempt(lambda one=one, n=n: one.log_many([event(m) for m in range(n, n + choose.choice((2, 30, 300)))]))
         elif kind < 9:
             found = attempt(one.tend)
+        elif kind < 11:
+            found = attempt(lambda one=one: (one.rotate(), [])[1])
         else:
             found = attempt(one._handle.close)  # opened again by the next append
         acknowledged += found or []

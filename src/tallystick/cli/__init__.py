@@ -35,7 +35,7 @@ COMMANDS = {
     "report": "A report over a period: full, security, data_access or ai_usage.",
     "archive": "Move entries that are old enough into compressed files.",
     "export": "The stored lines as they are.",
-    "key": "The log's verifier key.",
+    "key": "The log's keys: print the public one, change the signing one.",
     "trust": "Trust a log's key on this machine, or forget it.",
     "status": "How the log is doing (the same as tally alone).",
     "demo": "A real automation on a real model, its log, and an attacker.",

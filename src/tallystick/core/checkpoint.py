@@ -117,6 +117,11 @@ class HeadSigner:
         if self.sign(sample.size, sample.root) != sign_checkpoint(sample, signer):
             raise Malformed("no note can be made of this origin and key")
 
+    @property
+    def verifier(self) -> VerifierKey:
+        """The public key."""
+        return self.signer.verifier
+
     def sign(self, size: int, root: bytes) -> bytes:
         """The note of the head of ``size`` ≥ 1 entries with this ``root`` (32 bytes). The caller has made sure that it extends the
         last one signed."""

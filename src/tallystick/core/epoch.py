@@ -1,8 +1,13 @@
-"""Epochs: which key may sign a head of which size (STORAGE rule 5).
+"""Epochs: which key may sign a head of which size, and what a closed epoch seals (STORAGE rule 5, tlog.md §5).
 
 Entry 0, ``log.created``, names the public key of epoch 0. A ``log.epoch_close`` at index i ends the running epoch and
 names the next key. With c(j) the size just after the close of epoch j and c(−1) = 0, a head of size N is valid only
-under the key of the epoch j with c(j−1) < N ≤ c(j).
+under the key of the epoch j with c(j−1) < N ≤ c(j). The head of size c(j), the *closing checkpoint*, is the last one that epoch's
+key ever signs: the key is destroyed after it was kept, so that nobody who breaks in later can make another history below c(j).
+
+Where the key of the running epoch was lost instead, the log key signs one ``log.epoch_recovered`` entry: that head, and only that
+one, is valid under the log key. The log goes on, but whoever holds the log key could have done the same at any time: from the last
+close before it on, closed epochs seal nothing against him. ``Seals`` keeps the two apart.
 
 A line that was found beyond the signed head and taken in by recovery has no effect, for ever (STORAGE rule 13):
 ``log.recovered`` names such ranges, and it can only name lines just before itself. Not here: making or destroying keys.
@@ -10,28 +15,55 @@ A line that was found beyond the signed head and taken in by recovery has no eff
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from .entry import OWN_ACTOR, Fields
 from .errors import Malformed, VerificationError
 from .note import VerifierKey
 
-CREATED, EPOCH_CLOSE, RECOVERED = "log.created", "log.epoch_close", "log.recovered"
+CREATED, EPOCH_CLOSE, EPOCH_RECOVERED, RECOVERED = "log.created", "log.epoch_close", "log.epoch_recovered", "log.recovered"
 ARCHIVED, PURGED, CONFIG, GAP, CLOCK_STEP = "log.archived", "log.purged", "log.config", "log.gap", "log.clock_step"
-KEY_TYPES = frozenset({CREATED, EPOCH_CLOSE, RECOVERED, ARCHIVED, PURGED})
+KEY_TYPES = frozenset({CREATED, EPOCH_CLOSE, EPOCH_RECOVERED, RECOVERED, ARCHIVED, PURGED})
 
 
 _OWN = b'"event_type":"log.'
 
 
 class Epoch(NamedTuple):
-    """Epoch ``number`` signs heads of sizes ``after`` < N ≤ ``until`` (``None`` while it is open)."""
+    """Epoch ``number`` signs heads of sizes ``after`` < N ≤ ``until`` (``None`` while it is open).
+
+    ``closer``: the key under which the head of size ``until`` must be: its own, or the log key's where its own was lost.
+    ``opened``: ``recorded_at`` of the entry that opened it; ``opened_at``: the index of that entry.
+    """
 
     number: int
     key: VerifierKey
     after: int
     until: int | None
+    closer: VerifierKey
+    opened: str = ""
+
+    @property
+    def opened_at(self) -> int:
+        """The index of the entry that named this epoch's key."""
+        return max(0, self.after - 1)
+
+    @property
+    def lost(self) -> bool:
+        """True where it was ended by the log key because its own was lost."""
+        return self.closer != self.key
+
+
+class Seals(NamedTuple):
+    """What closed epochs say about the entries below. ``sealed_to``: nobody who broke in after that close can have changed an
+    entry below it, unless he had the keys of the epochs before. ``broken``: (epoch, size) re-certified by the log key.
+    ``missing``: (epoch, size) whose closing checkpoint is not there under the key that must have signed it: from the first of them
+    on nothing is sealed."""
+
+    sealed_to: int
+    broken: tuple[tuple[int, int], ...]
+    missing: tuple[tuple[int, int], ...]
 
 
 class History(NamedTuple):
@@ -47,6 +79,30 @@ class History(NamedTuple):
             if epoch.after < size and (epoch.until is None or size <= epoch.until):
                 return epoch
         raise VerificationError(f"no epoch may sign a head of size {size}")
+
+    def key_at(self, size: int) -> VerifierKey:
+        """The key under which the head of ``size`` ≥ 1 must be signed."""
+        epoch = self.epoch_at(size)
+        return epoch.closer if size == epoch.until else epoch.key
+
+    def closes(self) -> list[int]:
+        """The sizes of the closing checkpoints, ascending."""
+        return [epoch.until for epoch in self.epochs if epoch.until is not None]
+
+    def seals(self, signed: Mapping[int, Collection[VerifierKey]]) -> Seals:
+        """What the closing checkpoints seal. ``signed``: by tree size, the keys whose signature on a checkpoint of this log was
+        verified, and whose root is the one recomputed from the entries."""
+        sealed_to, broken, missing = 0, [], []
+        for epoch in self.epochs:
+            if epoch.until is None:
+                break
+            if epoch.closer not in signed.get(epoch.until, ()):
+                missing.append((epoch.number, epoch.until))
+            elif epoch.lost:
+                broken.append((epoch.number, epoch.until))
+            elif not broken and not missing:
+                sealed_to = epoch.until
+        return Seals(sealed_to, tuple(broken), tuple(missing))
 
     def archived_until(self) -> int:
         """The length of the prefix that left on record."""
@@ -86,20 +142,36 @@ def read_history(lines: Iterable[tuple[int, Fields]]) -> History:
 
     epochs: list[Epoch] = []
     archived: list[tuple[int, int, str]] = []
+    log_key: VerifierKey | None = None
     for index, fields in known:
         if not effective(index):
             continue
         if fields.event_type == CREATED and index == 0:
-            epochs.append(Epoch(0, _key(fields, "epoch_key", index), 0, None))
-        elif fields.event_type == EPOCH_CLOSE and epochs:
-            last = epochs[-1]
-            epochs[-1] = last._replace(until=index + 1)
-            epochs.append(Epoch(last.number + 1, _key(fields, "next_key", index), index + 1, None))
+            key = _key(fields, "epoch_key", index)
+            log_key = _key(fields, "log_key", index) if "log_key" in fields.details else None
+            epochs.append(Epoch(0, key, 0, None, key, fields.recorded_at))
+        elif fields.event_type in (EPOCH_CLOSE, EPOCH_RECOVERED) and epochs:
+            _end(epochs, index, fields, log_key)
         elif fields.event_type == ARCHIVED:
             archived = _parts(fields, index)
     if not epochs:
         raise Malformed("there is no entry 0 of type log.created")
     return History(tuple(epochs), tuple(recovered), tuple(archived))
+
+
+def _end(epochs: list[Epoch], index: int, fields: Fields, log_key: VerifierKey | None) -> None:
+    """One epoch ends, the next begins. Exactly what the type says, or ``Malformed``: an epoch closes once, and no key comes twice."""
+    last, said = epochs[-1], fields.details
+    if (said.get("epoch"), said.get("first"), said.get("last")) != (last.number, last.after, index):
+        raise Malformed(f"entry {index}: {fields.event_type} is not that of epoch {last.number}, entries {last.after} to {index}")
+    key = _key(fields, "next_key", index)
+    if key == log_key or any(key == epoch.key for epoch in epochs):
+        raise Malformed(f"entry {index}: the next key of {fields.event_type} was used before")
+    closer: VerifierKey | None = last.key if fields.event_type == EPOCH_CLOSE else log_key
+    if closer is None:
+        raise Malformed(f"entry {index}: log.epoch_recovered in a log whose first entry names no log key")
+    epochs[-1] = last._replace(until=index + 1, closer=closer)
+    epochs.append(Epoch(last.number + 1, key, index + 1, None, key, fields.recorded_at))
 
 
 def _recovered_ranges(known: list[tuple[int, Fields]]) -> list[tuple[int, int]]:

@@ -616,6 +616,8 @@ class Checker:
         del head
         with contextlib.suppress(FileNotFoundError):
             for path in sorted((self._store.folder / "checkpoints").iterdir()):
+                if "." in path.name:
+                    continue  # what a death left, what others sent back: ``outside``
                 with path.open("rb") as file:
                     self._kept_checkpoint(path.name, file.read(16_384))
 

@@ -11,6 +11,7 @@ from .view import LogView
 from .writer import Writer
 
 PERIOD_S = 0.5
+IDLE_S = 30.0  # so long it sleeps where nobody writes; then it looks whether the day is over
 FILL_EVERY = 4  # rounds of those who write on: an index that lags costs readers a few lines, filling it costs writers syncs
 
 
@@ -52,8 +53,11 @@ class Keeper:
     def _run(self, stop: threading.Event) -> None:
         unfilled = 0  # rounds
         while not stop.is_set():
-            if not self._writer.written.wait(PERIOD_S if unfilled else None):
-                unfilled = self._fill()  # nobody writes any more
+            if not self._writer.written.wait(PERIOD_S if unfilled else IDLE_S):
+                if unfilled:
+                    unfilled = self._fill()  # nobody writes any more
+                else:
+                    self._end_day()
                 continue
             if stop.wait(PERIOD_S):
                 return
@@ -62,6 +66,11 @@ class Keeper:
             unfilled += 1
             if unfilled >= FILL_EVERY:
                 unfilled = self._fill()
+
+    def _end_day(self) -> None:
+        """An epoch ends with its day although nobody appends. What hinders it is said by the next append."""
+        with contextlib.suppress(AuditError, OSError):
+            self._writer.end_day()
 
     def tend(self) -> None:
         """One round with everything. A failed sync is never tried again by this handle; the next append says so."""

@@ -76,17 +76,21 @@ class Recovery:
         self._store, self._view = store, view
         self._payload_there = payload_there
 
-    def take_in(self, state: State | None, mark: Mark | None, *, unclean: bool) -> State:
-        """The state now. ``state`` is what this handle knew, ``unclean`` whether the machine went down in between.
+    def take_in(
+        self, state: State | None, mark: Mark | None, *, unclean: bool, kept: Callable[[int], Checkpoint | None] = lambda _: None
+    ) -> State:
+        """The state now. ``state`` is what this handle knew, ``unclean`` whether the machine went down in between, ``kept`` the
+        newest checkpoint above a size that was handed out: a power loss may have taken head and mark and left that.
 
-        ``StateUnknown`` where lines, head and mark contradict each other.
+        ``StateUnknown`` where lines, head, mark and what was handed out contradict each other.
         """
         note = self._store.head()
         head = self._read_head(note)
         self._refuse_what_contradicts(state, head, mark)
+        wanted = _signed(head, mark, kept(head.size if head is not None else 0))
         if state is None or unclean:
-            state = self._first_look(head, mark, unclean)
-        state = self._cover(state, head, mark)
+            state = self._first_look(wanted, unclean)
+        state = self._cover(state, wanted)
         return self._tail(state)._replace(note=note)
 
     def _read_head(self, note: bytes | None) -> Checkpoint | None:
@@ -112,14 +116,14 @@ class Recovery:
                 "somebody put an older copy here" + _WAY_ON
             )
 
-    def _first_look(self, head: Checkpoint | None, mark: Mark | None, unclean: bool) -> State:
+    def _first_look(self, wanted: list[tuple[int, bytes]], unclean: bool) -> State:
         """The largest signed size at which the tree gives the signed root; else everything again from the lines."""
         segments = self._segments()
         if not unclean:
-            for size, root in _signed(head, mark)[::-1]:
+            for size, root in wanted[::-1]:
                 with contextlib.suppress(StoreError):
                     frontier = frontier_at(self._store.hashes, size)
-                    if frontier.root() == root and self._older_roots_hold(head, mark, size):
+                    if frontier.root() == root and self._older_roots_hold(wanted, size):
                         last = segments[-1]
                         if self._view.end_of(size) == (last.start, last.size):  # a clean stop: nobody has to count
                             return State(frontier, last, last.size, None, size, None)
@@ -127,16 +131,16 @@ class Recovery:
         start = self._last_sealed(segments) if unclean else segments[0]
         if start != segments[0]:
             with contextlib.suppress(StoreError):  # what the tree says below ``start`` does not hold: begin at the beginning
-                return self._derive(start, segments, head, mark)
+                return self._derive(start, segments, wanted)
         try:
-            return self._derive(segments[0], segments, head, mark)
+            return self._derive(segments[0], segments, wanted)
         except StateUnknown:
             raise
         except StoreError as e:
             raise StateUnknown(f"the tree of entries that left this folder cannot be read ({e})" + _WAY_ON) from e
 
-    def _older_roots_hold(self, head: Checkpoint | None, mark: Mark | None, size: int) -> bool:
-        return all(root_at(self._store.hashes, s) == root for s, root in _signed(head, mark) if s < size)
+    def _older_roots_hold(self, wanted: list[tuple[int, bytes]], size: int) -> bool:
+        return all(root_at(self._store.hashes, s) == root for s, root in wanted if s < size)
 
     def _segments(self) -> list[Segment]:
         segments = self._store.segments()
@@ -148,10 +152,9 @@ class Recovery:
     def _last_sealed(segments: list[Segment]) -> Segment:
         return segments[-2] if len(segments) > 1 else segments[0]
 
-    def _derive(self, start: Segment, segments: list[Segment], head: Checkpoint | None, mark: Mark | None) -> State:
+    def _derive(self, start: Segment, segments: list[Segment], wanted: list[tuple[int, bytes]]) -> State:
         """Tree files from ``start`` on, again from the lines, as far as signed; each signed root is checked on the way."""
         frontier = frontier_at(self._store.hashes, start.start) if start.start else Frontier()
-        wanted = _signed(head, mark)
         covered = wanted[-1][0] if wanted else 0
         if start != segments[0]:
             self._check_base(frontier, wanted, start)
@@ -174,9 +177,8 @@ class Recovery:
                 raise StoreError("the tree does not give the signed root")
         del frontier
 
-    def _cover(self, state: State, head: Checkpoint | None, mark: Mark | None) -> State:
+    def _cover(self, state: State, wanted: list[tuple[int, bytes]]) -> State:
         """Lines that were signed after what ``state`` knew: by other processes, or before the mark was lost sight of."""
-        wanted = _signed(head, mark)
         covered = wanted[-1][0] if wanted else 0
         for size, root in wanted:
             if size <= state.size and not self._root_is(state, size, root):
@@ -345,7 +347,6 @@ def put_leaves(store: Store, frontier: Frontier, leaves: bytes) -> None:
             store.put_hashes(level, before >> 8 * level, roots)
 
 
-def _signed(head: Checkpoint | None, mark: Mark | None) -> list[tuple[int, bytes]]:
+def _signed(*known: Checkpoint | Mark | None) -> list[tuple[int, bytes]]:
     """The sizes that were signed with their roots, ascending."""
-    found = {(c.size, c.root) for c in (head, mark) if c is not None}
-    return sorted(found)
+    return sorted({(c.size, c.root) for c in known if c is not None})

@@ -99,7 +99,7 @@ class LogView:
         claimed = Checkpoint.parse(text)
         if claimed.size < 1:
             raise VerificationError("a head of size 0 signs nothing")
-        key = self.history(claimed.size).epoch_at(claimed.size).key
+        key = self.history(claimed.size).key_at(claimed.size)
         self._last = Head(open_checkpoint(note, [key], origin=self.genesis.origin), note)
         return self._last
 
@@ -113,6 +113,16 @@ class LogView:
             known = read_history(sorted((i, f) for i, f in self._key_lines.items() if i < size))
             self._history = (size, known)
             return known
+
+    def reread(self, size: int) -> History:
+        """The same from the stored lines alone, whatever the index says: before anything is done that cannot be undone."""
+        with self._lock:
+            self.forget()
+            segments = self.store.segments()
+            self._read_kept_key_lines(segments)
+            self._scan_key_lines(segments, self._key_lines_upto, size)
+            self._key_lines_upto = size
+            return self.history(size)
 
     def adopt(self, own: list[tuple[int, bytes]], first: int, size: int) -> None:
         """The lines that may be the log's about itself in [first, size), found by somebody who read all."""
@@ -187,14 +197,18 @@ class LogView:
         self._key_lines_upto = first
 
     def _find_key_lines(self, start: int, size: int) -> int:
-        """Through the index, as far as it reaches; each candidate is read and decoded from its line."""
+        """Through the index, as far as it reaches; each candidate is read and decoded from its line. From the first one on that the
+        tree does not confirm (a power loss may have taken the hash) the lines are read."""
         for index in self._indexes:
             with contextlib.suppress(sqlite3.Error, OSError), index.reading() as connection:
                 reach = min(idx.size_of(connection), size)
                 for hit in idx.own_lines(connection, start, reach):
-                    with contextlib.suppress(StoreError):
-                        if self._is_line(hit, hit.index):
-                            self._keep_key_line(hit.index, self.store.read(hit.segment, hit.offset, hit.length))
+                    try:
+                        if not self._is_line(hit, hit.index):
+                            return max(start, hit.index)
+                        self._keep_key_line(hit.index, self.store.read(hit.segment, hit.offset, hit.length))
+                    except StoreError:
+                        return max(start, hit.index)
                 return max(start, reach)
         return start
 

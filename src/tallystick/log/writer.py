@@ -22,24 +22,25 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from ..clock import Clock
 from ..core import entry as ent
-from ..core.checkpoint import HeadSigner
+from ..core.checkpoint import Checkpoint
 from ..core.entry import Draft, Fields, encode_draft
-from ..core.epoch import CLOCK_STEP, CONFIG, CREATED, GAP, RECOVERED, is_own, own_lines
+from ..core.epoch import CLOCK_STEP, CONFIG, CREATED, EPOCH_CLOSE, EPOCH_RECOVERED, GAP, RECOVERED, Epoch, is_own, own_lines
 from ..core.errors import AuditError, Conflict, DiskFull, EntryRefused, ReadOnly, StateUnknown, StoreError
 from ..core.merkle import Frontier, leaves_of
 from ..core.note import encode_base64
 from ..core.query import ask
 from ..core.times import SECOND_US, format_time
 from ..disk import DISK, Disk, is_full, remote_file_system
-from ..keys import KeyFolder
+from ..keys import Custody, KeyFolder
 from ..store import Store
 from ..vault import Place, Vault
+from .epochs import DAILY, Epochs, Rhythm
 from .groups import GroupCommit, Request
 from .queue import Lost, Queue, Submitted, find_lost
 from .recovery import Recovery, State, put_leaves
@@ -79,15 +80,15 @@ class Writer:
 
     def __init__(
         self, store: Store, view: LogView, keys: KeyFolder, vault: Vault, clock: Clock, *,
-        segment_bytes: int, config: Callable[[], bytes], disk: Disk = DISK,
+        segment_bytes: int, config: Callable[[], bytes], rhythm: Rhythm = DAILY, custody: Custody | None = None,
+        disk: Disk = DISK,
     ) -> None:  # fmt: skip
         self._store, self._view, self._keys, self._vault, self._clock = store, view, keys, vault, clock
         self._segment_bytes, self._config, self._disk = segment_bytes, config, disk
         self._queued = store.folder / "queued"
         self._lost: list[Lost] = []  # by processes that died
         self._recovery = Recovery(store, view, self._payload_there)
-        self._signer: HeadSigner | None = None
-        self._epoch = 0
+        self._epochs = Epochs(store, keys, custody or keys, view.genesis.origin, rhythm, disk)
         self._state: State | None = None
         self._fatal: AuditError | None = None
         self._last_clock: tuple[int, int] | None = None
@@ -99,6 +100,7 @@ class Writer:
         self.busy = threading.Lock()  # held for every commit and by the keeper while it looks at what is dirty
         self._flushing = threading.Lock()  # no descriptor is closed while it is synced
         self.written = threading.Event()
+        self.epoch_closed = threading.Event()  # for who hands its checkpoint out; set, never cleared here
         self.groups = GroupCommit(self._commit)
         self.queue = Queue(self._queued, disk, self.groups.submit)
 
@@ -154,6 +156,7 @@ class Writer:
         self._ready()
         wanted = self._without_known(requests)
         if wanted:
+            self._close_if_due()
             self.queue.writing(wanted)
             self._write([e for r in wanted for e in r.content])
         self._settle()  # a retry may be answered by what recovery just took in
@@ -175,6 +178,60 @@ class Writer:
                     raise
                 raise error from e
 
+    # -- epochs ------------------------------------------------------------------------------------------------------
+
+    def rotate(self, reason: str) -> tuple[int, bytes]:
+        """End the running epoch now. The size and note of its closing checkpoint."""
+        return cast("tuple[int, bytes]", self.exclusively(lambda _append: self._close_epoch(reason)))
+
+    def end_day(self) -> None:
+        """End an epoch whose day is over although nobody appends: the keeper calls this now and then."""
+        state = self._state
+        if self._begun and state is not None and self._epochs.due(state.size, self._today()) == "day":
+            self.exclusively(lambda _append: self._close_if_due())
+
+    def recover_epoch(self, reason: str) -> tuple[int, bytes]:
+        """The key of the running epoch is lost: put that on record under the log key and go on with a new one (``core.epoch``).
+        ``StoreError`` where the key is there, ``PermissionError`` or ``FileNotFoundError`` where the log key is not."""
+        with self.busy:
+            self._refuse_if_fatal()
+            with self._store.exclusive(LOCK_WAIT_S):
+                self._ready(signing=False)
+                return self._recover_epoch(reason)
+
+    def _close_if_due(self) -> None:
+        """An epoch that cannot end for want of the right to make its successor's key goes on; the status says so."""
+        reason = self._epochs.due(self.state.size, self._today())
+        if reason is not None:
+            with contextlib.suppress(PermissionError):
+                self._close_epoch(reason)
+
+    def _close_epoch(self, reason: str) -> tuple[int, bytes]:
+        """The four steps of ``epochs``. If one fails, or we die there, whoever is next completes it in ``_ready``."""
+        epoch, next_key = self._epochs.prepare()
+        return self._end_epoch(epoch, EPOCH_CLOSE, "closed the epoch", next_key, reason)
+
+    def _recover_epoch(self, reason: str) -> tuple[int, bytes]:
+        lost = self._epochs.stand_in(self._view.history(self.state.signed), self._view.genesis.vkey)
+        _, next_key = self._epochs.prepare()
+        return self._end_epoch(lost, EPOCH_RECOVERED, "went on without the lost key of the epoch", next_key, reason)
+
+    def _end_epoch(self, epoch: Epoch, event_type: str, action: str, next_key: str, reason: str) -> tuple[int, bytes]:
+        def last(index: int, stamp: str) -> Event:
+            return self.own(event_type, action, self._epochs.close_details(epoch, next_key, index, stamp, reason))
+
+        self._write([], last=last)
+        size, note = self.state.size, self.state.note
+        assert note is not None
+        kept = self._epochs.keep(epoch, size, note)
+        self._epochs.destroy(epoch)
+        self._epochs.take_up(self._view.history(size))
+        self.epoch_closed.set()
+        return size, kept
+
+    def _today(self) -> str:
+        return format_time(self._clock.wall_us())[:10]
+
     def _settle(self) -> None:
         """Sign what recovery found, so that the state is a signed one."""
         if self._state is not None and self._state.found is not None:
@@ -186,8 +243,9 @@ class Writer:
         assert self._state is not None
         return self._state
 
-    def _ready(self) -> None:
-        """Rule 8: know where the log ends. A few reads of open descriptors when nobody else wrote."""
+    def _ready(self, *, signing: bool = True) -> None:
+        """Rule 8: know where the log ends, and sign with the key of the epoch that runs there. A few reads of open descriptors when
+        nobody else wrote. ``signing=False``: without a key."""
         state, first = self._state, not self._begun
         if first:
             self._begin()
@@ -207,10 +265,12 @@ class Writer:
             unclean = first and (holder is None or (not holder.clean and holder.boot != self._boot))
             try:
                 self._store.detach()
-                self._state = self._recovery.take_in(state, self._keys.read_mark(), unclean=unclean)
+                self._state = self._recovery.take_in(state, self._keys.read_mark(), unclean=unclean, kept=self._newest_kept)
             except StateUnknown as e:
                 raise self._die(e) from None
             self._day = ""
+        if signing:
+            self._take_up(finish=followed is None)
         # durable before anything is written that a power loss may tear: "clean" must not be found after it
         self._store.note_holder(self._boot, clean=False, durable=first or holder is None or holder.clean)
         if first:
@@ -224,7 +284,8 @@ class Writer:
         What it covers is recomputed from the lines all the same.
         """
         mark, note, data = self._keys.newest_mark(), self._store.head_now(), self._store.appended(FOLLOW_BYTES_MAX)
-        if mark is None or note is None or not data or mark.epoch != self._epoch or state.found is not None:
+        if mark is None or note is None or not data or self._epochs.current is None \
+                or mark.epoch != self._epochs.current.number or state.found is not None:
             return None
         said = f"{mark.origin}\n{mark.size}\n{encode_base64(mark.root)}\n\n".encode()
         if data[-1] != 0x0A or not note.startswith(said) or mark.origin != self._view.genesis.origin:
@@ -252,12 +313,31 @@ class Writer:
         size = 1
         with contextlib.suppress(AuditError):
             size = self._view.open_head(head).size
-        epoch = self._view.history(size).epoch_at(size)
-        signer = self._keys.epoch_key(epoch.number)
-        if signer.verifier != epoch.key:
-            raise self._die(StateUnknown(f"{self._keys.path} does not hold the key that this log names for its epoch "
-                                         f"{epoch.number}: the keys of another log; nothing is signed"))  # fmt: skip
-        self._signer, self._epoch = HeadSigner(self._view.genesis.origin, signer), epoch.number
+        # the keys of another log? Before anything is touched; whether ours are there is seen when it is known which are needed
+        newest = self._view.history(size).epochs[-1]
+        with contextlib.suppress(FileNotFoundError):
+            if self._epochs.is_another(newest):
+                raise self._die(StateUnknown(f"{self._keys.path} does not hold the key that this log names for its epoch "
+                                             f"{newest.number}: the keys of another log; nothing is signed"))  # fmt: skip
+
+    def _take_up(self, *, finish: bool) -> None:
+        """Sign with the key of the newest epoch; complete what a writer left that died while it ended one."""
+        assert self._state is not None
+        signed = self._state.signed
+        history = self._view.history(signed)
+        if finish or self._epochs.current is None or history.epochs[-1].number != self._epochs.current.number:
+            finish = True
+            if not self._epochs.agrees(history):  # then the lines decide, not the index: a key may have to be destroyed
+                history = self._view.reread(signed)
+        try:
+            self._epochs.take_up(history)
+        except StateUnknown as e:
+            raise self._die(e) from None
+        if finish:
+            self._epochs.finish(history, signed)
+
+    def _newest_kept(self, above: int) -> Checkpoint | None:
+        return self._epochs.newest_kept(above, lambda size: self._view.history(size).key_at(size))
 
     def _without_known(self, requests: list[Request]) -> list[Request]:
         """Answer retries of ids that are stored (or in this group already); what remains is to be written."""
@@ -316,15 +396,17 @@ class Writer:
                     return False
         return True
 
-    def _write(self, events: list[Event], *, own: bool = False) -> None:
-        """Steps 1 to 6 for one group, what the log says about itself first (``own``: ``events`` are of that kind too). On return the
-        caller may acknowledge."""
+    def _write(self, events: list[Event], *, own: bool = False, last: Callable[[int, str], Event] | None = None) -> None:
+        """Steps 1 to 6 for one group, what the log says about itself first (``own``: ``events`` are of that kind too). ``last`` makes
+        the entry that ends an epoch from its index and time. On return the caller may acknowledge."""
         state, now = self.state, self._clock.wall_us()
         mine = self._own_entries(now)
+        stamp = format_time(now)
+        if last is not None:
+            mine.append(last(state.size + len(mine), stamp))
         group = [*mine, *events]
         if not group:
             return
-        stamp = format_time(now)
         day, origin = stamp[:10], self._view.genesis.origin
         for event in group:
             for content in event.contents:
@@ -351,12 +433,12 @@ class Writer:
     def _append_lines(self, state: State, data: bytes, frontier: Frontier) -> tuple[bytes, bytes]:
         """Steps 2 to 4: the head's note and root. The device writes while we hash and sign; the note is shown to nobody before
         the sync returned. What was written and could not be finished is taken back, unless the sync itself failed."""
-        assert self._signer is not None
+        assert self._epochs.signer is not None
         try:
             self._store.append(state.size, data)
             put_leaves(self._store, frontier, leaves_of(data))
             root = frontier.root()
-            note = self._signer.sign(frontier.size, root)
+            note = self._epochs.signer.sign(frontier.size, root)
             self._store.sync()
         except OSError as e:
             self._state = None
@@ -371,8 +453,9 @@ class Writer:
     def _put_head(self, note: bytes, origin: str, size: int, root: bytes) -> None:
         """Steps 5 and 6. If either fails nobody knows what is signed: read it again before the next group."""
         try:
+            assert self._epochs.current is not None
             self._store.put_head(note)
-            self._keys.put_mark(origin, size, root, self._epoch)
+            self._keys.put_mark(origin, size, root, self._epochs.current.number)
         except OSError as e:
             self._state = None
             raise self._unknown(e) from e
@@ -538,13 +621,13 @@ class Writer:
         """Sync head, tree and mark (rule 10), and keep room for the entry that says that the disk was full. Nobody waits for it:
         the syncs run beside the next groups."""
         with self._flushing:
-            if self._signer is None or self._store.broken:
+            if self._epochs.signer is None or self._store.broken:
                 return
             with contextlib.suppress(OSError):  # the next append says so
                 self.sync_derived()
                 self.queue.make_durable()
         with self.busy:
-            if self._signer is not None and not self._store.broken:
+            if self._epochs.signer is not None and not self._store.broken:
                 with contextlib.suppress(OSError):
                     self._store.make_reserve()
 
@@ -567,7 +650,7 @@ class Writer:
         self.groups.stop()
         self.queue.close()
         with self.busy:
-            if self._signer is not None and self._fatal is None and not self._store.broken:
+            if self._epochs.signer is not None and self._fatal is None and not self._store.broken:
                 with contextlib.suppress(AuditError, OSError):
                     with self._store.exclusive(LOCK_WAIT_S):
                         self.sync_derived()
@@ -583,7 +666,8 @@ class Writer:
             self._store.close()
             self._keys.close()
             self._vault.close()
-        self._signer, self._state, self._begun = None, None, False
+        self._epochs.drop()
+        self._state, self._begun = None, False
 
     def after_fork(self) -> None:
         """In the child: descriptors and locks are the parent's; begin anew."""
@@ -593,6 +677,7 @@ class Writer:
         self._last_clock, self._gap = None, None
         self.busy = threading.Lock()
         self.written = threading.Event()
+        self.epoch_closed = threading.Event()
         self.groups = GroupCommit(self._commit)
         self.queue.abandon()
         self.queue = Queue(self._queued, self._disk, self.groups.submit)
