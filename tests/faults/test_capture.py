@@ -234,7 +234,7 @@ def test_content_in_the_spool_is_encrypted_and_its_files_are_the_owners(lab: Lab
     [path] = folder.iterdir()
     data = path.read_bytes()
     assert len(data) > 1000
-    assert b"Ada" not in data and b"ai_request" not in data
+    assert b"my name is Ada" not in data and b"ai_request" not in data
     assert path.stat().st_mode & 0o777 == 0o600 and folder.stat().st_mode & 0o777 == 0o700
     assert (folder.parent / "spool.key").stat().st_mode & 0o777 == 0o600
     disk.full = False

@@ -72,6 +72,17 @@ def test_sixteen_processes(lab: Lab) -> None:
     assert not found.of_type("log.recovered")
 
 
+def test_sixteen_processes_that_end_epochs(lab: Lab) -> None:
+    """Every seventh entry or so another key signs: nobody signs with a stale one, each epoch ends once."""
+    config = lab.folder / "log.toml"
+    config.write_bytes(config.read_bytes().replace(b"entries = 0 ", b"entries = 7 "))
+    acknowledged = subprocesses(lab, [("single", 20)] * 10 + [("threads", 40)] * 3 + [("tasks", 40)] * 2 + [("forks", 64)])
+    found = judge(lab.folder, lab.memory, acknowledged)
+    assert len(set(acknowledged)) == len(acknowledged)
+    assert len(found.of_type("log.epoch_close")) > 30
+    assert not found.of_type("log.recovered")
+
+
 def test_mix_in_spawned_processes(lab: Lab, pool: ProcessPoolExecutor) -> None:
     done = [pool.submit(work.work, "mix", str(lab.folder), 160) for _ in range(4)]
     acknowledged = [i for one in done for i in one.result(120)]

@@ -162,7 +162,8 @@ def read_history(lines: Iterable[tuple[int, Fields]]) -> History:
 def _end(epochs: list[Epoch], index: int, fields: Fields, log_key: VerifierKey | None) -> None:
     """One epoch ends, the next begins. Exactly what the type says, or ``Malformed``: an epoch closes once, and no key comes twice."""
     last, said = epochs[-1], fields.details
-    if (said.get("epoch"), said.get("first"), said.get("last")) != (last.number, last.after, index):
+    numbers = [said.get("epoch"), said.get("first"), said.get("last")]
+    if numbers != [last.number, last.after, index] or any(type(n) is not int for n in numbers):  # true == 1
         raise Malformed(f"entry {index}: {fields.event_type} is not that of epoch {last.number}, entries {last.after} to {index}")
     key = _key(fields, "next_key", index)
     if key == log_key or any(key == epoch.key for epoch in epochs):
