@@ -18,6 +18,7 @@ LEGS = {
     "attacks": "altered and hostile files", "foreign": "Go x/mod", "cli": "command line", "capture": "audited, redactor",
     "reports": "reports", "retention": "archive", "anchor": "mail, folders, OpenSSL TSA", "witness": "witness, its log",
     "demo": "demo, real model", "docs": "documents", "store": "store contract",
+    "machine": "backup, resume, key card",
 }  # fmt: skip
 
 

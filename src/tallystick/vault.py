@@ -215,6 +215,10 @@ class Vault:
             raise VerificationError(f"payloads/{frame.file} at {frame.offset}: altered") from None
         return open_commitment(opened, commitment, size)
 
+    def has_keys(self) -> bool:
+        """Whether the folder of the keys is there at all; a copy of a log is made without."""
+        return self._keys.is_dir()
+
     def find(self, place: Place, day: str) -> Frame | None:
         """Where a payload lies. The newest frame counts: after a crash an orphan may bear the same name."""
         frames = self._directory(day)
@@ -353,3 +357,9 @@ def _walk_end(path: Path, start: int) -> int:
     for frame in _walk(path, start):
         end = frame.offset + frame.length
     return end
+
+
+def end_of_frames(path: Path, start: int = 0) -> int:
+    """The offset after the last whole frame of a payload segment, from ``start``, where a frame begins or the file ends. What follows
+    is being written, or was torn by a crash. ``OSError`` if it cannot be read."""
+    return _walk_end(path, start)

@@ -64,6 +64,7 @@ class Checker:
         self._tree_holds = False
         self._agreed: Agreed | None = None
         self._head_error = ""
+        self._keyless = 0  # payloads that lie here while no key folder does
         self._config: str | None = None
 
     # -- steps -------------------------------------------------------------------------------------------------------
@@ -376,10 +377,10 @@ class Checker:
 
     def _beyond(self, head: Checkpoint, segments: list[Segment]) -> None:
         """Lines after the head: in flight if a head read now covers them, else an unsigned tail."""
-        if not segments or segments[-1].start > head.size:
-            if segments and segments[-1].start > head.size:
-                self._find("checksum_mismatch", f"segments/{segments[-1].name} begins after the end of the log",
-                           index=head.size, file=f"segments/{segments[-1].name}")  # fmt: skip
+        if not segments:
+            return
+        if segments[-1].start > head.size:
+            self._segments_beyond(head, segments)
             return
         last, reached, offset = segments[-1], segments[-1].start, 0
         for batch in self._store.batches(last):
@@ -391,6 +392,26 @@ class Checker:
         if reached < head.size:
             return
         self._after(head, last, 0 if head.size == last.start else offset)
+
+    def _segments_beyond(self, head: Checkpoint, segments: list[Segment]) -> None:
+        """Whole segments after the head: a backup, or a recovery, that died before it wrote the head. They must follow each other."""
+        home = [s for s in segments if s.start <= head.size][-1:] + [s for s in segments if s.start > head.size]
+        for segment, following in zip(home, home[1:], strict=False):
+            if segment.start + sum(run.lines for run in self._store.runs(segment)) != following.start:
+                self._find("checksum_mismatch", f"segments/{following.name} begins after the end of the log",
+                           index=head.size, file=f"segments/{following.name}")  # fmt: skip
+                return
+        if home[0].start > head.size:
+            self._find("checksum_mismatch", f"segments/{home[0].name} begins after the end of the log", index=head.size,
+                       file=f"segments/{home[0].name}")  # fmt: skip
+            return
+        offset = 0
+        for batch in self._store.batches(home[0]):
+            lines = batch.lines[: max(0, head.size - batch.index)]
+            offset = batch.offset + sum(map(len, lines)) + len(lines)
+            if len(lines) < len(batch.lines):
+                break
+        self._after(head, home[0]._replace(size=sum(s.size for s in home)), offset)
 
     def _after(self, head: Checkpoint, last: Segment, offset: int) -> None:
         """What follows the last signed line, at ``offset`` of the last segment."""
@@ -504,6 +525,8 @@ class Checker:
                 self._end_comparison(rows, whole=start == 0)
         if unreadable:
             self.verdict.not_proven.append(f"{unreadable:,} payloads: not readable by you")
+        if self._keyless:
+            self.verdict.not_proven.append(f"{self._keyless:,} payloads: there, but the folder of their keys is not here (a copy?)")
 
     def _payloads(self, index: int, fields: ent.Fields) -> int:
         """Each payload opened and compared with its commitment; the number of those that this user may not read."""
@@ -515,7 +538,9 @@ class Checker:
             except PermissionError:
                 unreadable += 1
             except StoreError as e:
-                if not self._was_lost(fields, name):
+                if not self._vault.has_keys() and self._vault.find(place, fields.recorded_at[:10]) is not None:
+                    self._keyless += 1
+                elif not self._was_lost(fields, name):
                     self._find("missing", f"entry #{index:,}, payload {name!r}: {e}", index=index, file="payloads", fields=fields)
             except (Malformed, VerificationError, OSError) as e:
                 self._find("checksum_mismatch", f"entry #{index:,}, payload {name!r}: {e}", index=index, file="payloads",
