@@ -8,26 +8,31 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import config as cfg
 from .clock import CLOCK
 from .core.checkpoint import Checkpoint, open_checkpoint
+from .core.cosignature import ALGORITHMS
 from .core.errors import AuditError, ConfigError, LogMissing, Malformed, StoreError, VerificationError
 from .core.genesis import Genesis
 from .core.merkle import leaf_hash
 from .core.note import VerifierKey
+from .core.policy import Policy
 from .core.proof import InclusionProof
+from .core.require import MAX_AGE_US, Requirements
 from .core.tiles import root_at
 from .core.times import format_time
 from .core.verify import Finding, Span, Verdict
 from .index.file import Index
 from .keys import KeyFolder, Mark
 from .log.check import Checker, Reference
+from .log.confirmed import Trusted
 from .log.view import LogView
 from .logger import AuditLogger
 from .memory import Known, Memory
 from .opening import read_genesis
+from .outside import HandedOut, Parties
 from .store.segments import SegmentStore
 from .vault import Vault
 
@@ -35,23 +40,42 @@ _NOT_AS_IT_WAS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _SETTINGS_BYTES_MAX = 1 << 20
 
 
+class _Asked(NamedTuple):
+    """What a verification is to look at, and by what."""
+
+    pinned: VerifierKey | None
+    known: Known | None
+    checkpoint: bytes | None
+    policy: Policy | None
+    require: Requirements | None
+    content: bool
+    new_only: bool
+    progress: Callable[[str, int], None] | None
+
+
 def verify_log(
-    path: Path, *, memory: Memory, vkey: str | None = None, checkpoint: bytes | None = None, content: bool = False,
-    new_only: bool = False, progress: Callable[[str, int], None] | None = None,
+    path: Path, *, memory: Memory, vkey: str | None = None, checkpoint: bytes | None = None, policy: bytes | None = None,
+    require: str | None = None, content: bool = False, new_only: bool = False, progress: Callable[[str, int], None] | None = None,
 ) -> Verdict:  # fmt: skip
     """Verify a log folder. ``vkey`` (else ``$TALLY_VKEY``) replaces what this user remembers, and then nothing is remembered.
 
-    ``checkpoint``: a note kept elsewhere, with which the log must be consistent. ``content`` leaves index and payloads out,
-    ``new_only`` takes what came after the last proven size. ``progress`` is called with what is being done and the index
-    reached. Never raises for what is wrong with the log; ``Malformed`` for a
-    ``vkey`` that is none; a ``checkpoint`` that is none of this log is a finding (4), which hides no worse one.
+    ``checkpoint``: a note kept elsewhere, with which the log must be consistent. ``policy``: a tlog-policy file of the verifier's:
+    its log key is like ``vkey``, its quorum decides what is witnessed. ``require``: see ``core.require``. ``content`` leaves index
+    and payloads out, ``new_only`` takes what came after the last proven size. ``progress`` is called with what is being done and the
+    index reached.
+
+    Never raises for what is wrong with the log; ``Malformed`` for a ``vkey``, ``policy`` or ``require`` that is none; a
+    ``checkpoint`` that is none of this log is a finding (4), which hides no worse one.
     """
     path = Path(os.path.abspath(path))
     vkey = vkey or os.environ.get("TALLY_VKEY") or None
+    chosen = Policy.parse(policy) if policy is not None else None
     pinned = VerifierKey.parse(vkey) if vkey else None
-    known = None if pinned else memory.get(path)
+    known = memory.get(path) if pinned is None and chosen is None else None
+    asked = _Asked(pinned, known, checkpoint, chosen, Requirements.parse(require) if require is not None else None, content,
+                   new_only, progress)  # fmt: skip
     try:
-        return _verify_log(path, memory, pinned, known, checkpoint, content, new_only, progress)
+        return _verify_log(path, memory, asked)
     except (LogMissing, StoreError, ConfigError, VerificationError, Malformed) as e:
         code = 6 if known is not None or isinstance(e, Malformed | VerificationError | ConfigError) else 2
         verdict = Verdict(origin=known.origin if known else "")
@@ -64,28 +88,27 @@ def verify_log(
         return verdict
 
 
-def _verify_log(
-    path: Path, memory: Memory, pinned: VerifierKey | None, known: Known | None, checkpoint: bytes | None,
-    content: bool, new_only: bool, progress: Callable[[str, int], None] | None,
-) -> Verdict:  # fmt: skip
+def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     strange = _strange_files(path)
     if strange:
-        code = 2 if known is None and pinned is None else 6
-        return Verdict(known.origin if known else "", findings=[
+        code = 2 if asked.known is None and asked.pinned is None and asked.policy is None else 6
+        return Verdict(asked.known.origin if asked.known else "", findings=[
             Finding("missing", f"{name} is not a file, or not one of that size", code, file=name) for name in strange])  # fmt: skip
     genesis = read_genesis(path)
     store = SegmentStore(path)
     settings = cfg.read_settings(path)
     keys = KeyFolder(cfg.keys_folder(path, settings))
     index = Index(path / "index.db")
-    start = known.size if new_only and known is not None else 0
+    known, content = asked.known, asked.content
+    start = known.size if asked.new_only and known is not None else 0
     view = LogView(store, genesis, [index] if start else [])  # the index may help with what was proven before, and only there
-    checker = Checker(store, view, Vault(path / "payloads", keys.path, genesis.origin), None if content else index,
-                      progress)  # fmt: skip
+    checker = Checker(store, view, Vault(path / "payloads", keys.path, genesis.origin), None if content else index, asked.progress,
+                      handed=HandedOut(path), parties=Parties(path), trusted=_trusted(genesis, asked))  # fmt: skip
     verdict = checker.verdict
     if settings.origin != genesis.origin:
         verdict.findings.append(Finding("replaced", f"log.toml says origin {settings.origin}, log.vkey {genesis.origin}",
                                         file="log.toml"))  # fmt: skip
+    pinned = _pinned(genesis, asked, verdict)
     _trust(path, genesis, memory, pinned, known, verdict)
     head = checker.head(everything=not start)
     if head is None:
@@ -93,22 +116,55 @@ def _verify_log(
     references = [] if known is None or known.vkey != genesis.vkey.format() else [
         _reference(known, "your memory of this log")]  # fmt: skip
     references += _elsewhere(path, genesis, memory, pinned, head, verdict)
-    kept = None if checkpoint is None else _kept(checkpoint, genesis, view, head, verdict)
+    kept = None if asked.checkpoint is None else _kept(asked.checkpoint, genesis, view, head, verdict)
     if kept is not None:
         references.append(Reference(kept.size, kept.root, "the checkpoint that you kept"))
     start = start if start <= head.size else 0
     checker.lines(head, start)
     checker.upper_tree(head)
     checker.references(head, references)
-    checker.key_lines(head)
+    if kept is not None:
+        checker.given(kept, "the checkpoint that you gave")
+    checker.handed_out(head)
     checker.mark(head, _mark(keys, verdict), older_copy=any(f.issue == "older_copy" for f in verdict.findings))
     if content:
         verdict.not_proven.append("index and payloads: left out (--content)")
     checker.entries(head, start=start, content=content)
     checker.config((path / "log.toml").read_bytes())
     verdict = checker.finish(head, start)
+    now = CLOCK.wall_us()
+    _stale(verdict, now)
+    if asked.require is not None:
+        due, newest = checker.recorded_until(now - asked.require.age_us, head.size)
+        verdict.findings += asked.require.lacking(verdict, due, now, newest, 0)
     _remember(path, genesis, memory, pinned, known, verdict, full=start == 0 and not content)
     return verdict
+
+
+def _pinned(genesis: Genesis, asked: _Asked, verdict: Verdict) -> VerifierKey | None:
+    """The key that was given, by itself or in a policy. A policy that does not name this log is a finding."""
+    if asked.policy is None:
+        return asked.pinned
+    named = {log.key.name: log.key for log in asked.policy.logs}.get(genesis.origin)
+    if named is None:
+        verdict.findings.append(Finding("malformed", f"the policy that you gave does not name the log {genesis.origin}", 4))
+    return asked.pinned or named or genesis.vkey
+
+
+def _trusted(genesis: Genesis, asked: _Asked) -> Trusted:
+    """Whose confirmations count for this user, and whether the log's key came from outside its folder."""
+    keys = {asked.pinned, *(log.key for log in asked.policy.logs if asked.policy is not None)} if asked.policy else {asked.pinned}
+    known = asked.known
+    pinned = genesis.vkey in keys or (known is not None and known.vkey == genesis.vkey.format())
+    witnesses = known.witnesses if known is not None else {}
+    return Trusted(pinned, {n: VerifierKey.parse(v, algorithms=ALGORITHMS) for n, v in witnesses.items()}, asked.policy)
+
+
+def _stale(verdict: Verdict, now_us: int) -> None:
+    """Where not everything is confirmed and the newest confirmation is older than a day and an hour, say since when."""
+    newest = max((c.time_us for c in verdict.confirmations if c.counts), default=0)
+    if newest and verdict.confirmed_to < verdict.tree_size and now_us - newest > MAX_AGE_US:
+        verdict.stale_since_us = newest
 
 
 def _strange_files(path: Path) -> list[str]:
@@ -292,7 +348,7 @@ def verify_archive(path: Path, *, memory: Memory, vkey: str | None = None) -> Ve
     from .retention.archive import read_archive
 
     manifest, lines = read_archive(path)
-    verdict = Verdict(origin=manifest.origin, tree_size=manifest.end, root="")
+    verdict = Verdict(origin=manifest.origin, tree_size=manifest.end, root="", of="archive")
     homes = [p for p, k in memory.all().items() if k.origin == manifest.origin and (Path(p) / "tree" / "0").exists()]
     if not homes:
         verdict.findings.append(Finding("unknown", f"the file agrees with its manifest; the log {manifest.origin} is not "
@@ -307,7 +363,7 @@ def verify_archive(path: Path, *, memory: Memory, vkey: str | None = None) -> Ve
     log = verify_log(Path(homes[0]), memory=memory, vkey=vkey, content=True)
     if log.exit_code not in (0, 3):
         verdict.findings.append(Finding("replaced", f"the log at {homes[0]}: {log.sentence}", log.exit_code))
-    verdict.spans = [Span(manifest.first, manifest.end, ("content proven", "archived", "signed"))]
+    verdict.spans = [Span(manifest.first, manifest.end, ("content proven", "archived"))]
     return verdict
 
 
@@ -316,7 +372,7 @@ def verify_proof(proof: bytes, line: bytes, *, vkey: str | None, memory: Memory)
     parsed = InclusionProof.parse(proof)
     vkey = vkey or os.environ.get("TALLY_VKEY") or None
     keys = [VerifierKey.parse(vkey)] if vkey else [VerifierKey.parse(k.vkey) for k in memory.all().values()]
-    verdict = Verdict()
+    verdict = Verdict(of="proof")
     if not keys:
         verdict.findings.append(Finding("unknown", "no key to check with: give it with --vkey", 3))
         return verdict

@@ -141,6 +141,7 @@ def test_the_first_of_6_2_4_5_3() -> None:
             assert verdict.exit_code == expected
             assert verdict.as_dict()["verified"] is (expected == 0)
             assert verdict.sentence.endswith(".")
+            assert (verdict.sentence.startswith("NOTHING ALTERED")) is (expected == 0)
             assert 1 not in (verdict.exit_code,)
 
 

@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-ISSUES = ("checksum_mismatch", "missing", "duplicate", "order", "index_mismatch", "bad_signature", "rolled_back", "replaced")
+from .times import format_time
+
+ISSUES = ("checksum_mismatch", "missing", "duplicate", "order", "index_mismatch", "bad_signature", "rolled_back", "replaced",
+          "split_view")
+HASHES_ONLY = "hashes only"
 _ORDER = (6, 2, 4, 5, 3)
 _WORDS = {0: "intact", 2: "not readable", 3: "cannot judge", 4: "malformed", 5: "stale", 6: "altered"}
 
@@ -39,16 +43,53 @@ class Finding(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A half-open range of indexes and the words that hold for all of it."""
+    """A half-open range of indexes and what holds for all of it, in four dimensions that say nothing of each other.
+
+    ``contents``: ``content proven``, ``proven before``, ``hashes only`` and why, ``altered``, ``missing``. ``signed``: ``signed`` or
+    ``unsigned when found``. ``epoch``: ``sealed`` and its exceptions. ``outside``: who confirmed it and counts.
+    """
 
     start: int
     end: int
-    words: tuple[str, ...]
+    contents: tuple[str, ...]
+    signed: str = "signed"
+    epoch: str = "epoch open"
+    outside: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All of them in one row."""
+        return (*self.contents, self.signed, self.epoch, *(self.outside or ("nobody outside yet",)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"start": self.start, "end": self.end, "words": list(self.words), "contents": list(self.contents),
+                "signed": self.signed, "epoch": self.epoch, "outside": list(self.outside)}  # fmt: skip
+
+
+class Confirmation(NamedTuple):
+    """Somebody said that the first ``size`` entries had the root that they have. ``kind``: ``witness``, ``timestamp``, ``folder``,
+    ``mail`` or ``given`` (a checkpoint that whoever verifies brought along); ``time_us``: when, as he says himself, 0 if he does
+    not. ``counts`` False: it says nothing to this verifier; ``remark`` says why."""
+
+    by: str
+    kind: str
+    size: int
+    time_us: int = 0
+    counts: bool = True
+    remark: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"by": self.by, "kind": self.kind, "size": self.size, "counts": self.counts, "remark": self.remark,
+                "time": format_time(self.time_us) if self.time_us else None}  # fmt: skip
 
 
 @dataclass
 class Verdict:
-    """What verification says. ``exit_code`` follows from ``findings``."""
+    """What verification says. ``exit_code`` follows from ``findings``. The sizes say how far, from 0: ``confirmed_to`` by anybody
+    outside who counts, ``witnessed_to`` by witnesses, ``anchored_to`` by anchors and given checkpoints, ``sealed_to`` by closed
+    epochs; ``gone_to`` what left on record. ``of``: what was verified, ``log``, ``archive``, ``proof`` or ``checkpoints``."""
 
     origin: str = ""
     tree_size: int = 0
@@ -59,6 +100,16 @@ class Verdict:
     not_proven: list[str] = field(default_factory=list)
     next: list[str] = field(default_factory=list)
     proven_from: int = 0
+    of: str = "log"
+    confirmations: list[Confirmation] = field(default_factory=list)
+    confirmed_to: int = 0
+    witnessed_to: int = 0
+    anchored_to: int = 0
+    sealed_to: int = 0
+    gone_to: int = 0
+    seen: list[str] = field(default_factory=list)
+    times: tuple[str, str] | None = None  # when the first and the last entry that are here were recorded
+    stale_since_us: int = 0  # the newest confirmation, where it is too old and not of everything
 
     @property
     def exit_code(self) -> int:
@@ -76,22 +127,43 @@ class Verdict:
         """One sentence that anybody understands; it says what was seen, not who or why."""
         code = self.exit_code
         if code == 0:
-            return f"NOTHING ALTERED, NOTHING MISSING among {self.tree_size:,} entries."
+            return self._good()
         if code == 6:
             count = {name: sum(1 if f.end is None or f.index is None else f.end - f.index
                                for f in self.findings if f.issue == name and f.code == 6) for name in ISSUES}  # fmt: skip
             said = {"checksum_mismatch": "not the bytes that were signed", "missing": "missing without a record",
                     "duplicate": "there twice", "order": "out of place", "index_mismatch": "wrong in the index",
                     "bad_signature": "not signed by this log", "rolled_back": "cut off or rolled back",
-                    "replaced": "not the log that is known here"}  # fmt: skip
+                    "replaced": "not the log that is known here", "split_view": "told in two versions"}  # fmt: skip
             return "; ".join(f"{n:,} × {said[name]}" for name, n in count.items() if n).upper() + "."
         worst = next(f for f in self.findings if f.code == code)
         return f"{self.verdict.upper()}: {worst.text}."
 
+    def _good(self) -> str:
+        if self.of == "proof":
+            return f"THE ENTRY IS IN THE LOG {self.origin}, as it was at {self.tree_size:,} entries."
+        if self.of == "checkpoints":
+            return f"ONE HISTORY of {self.origin}: the longer of the two, {self.tree_size:,} entries, begins with the shorter."
+        if self.of == "archive":
+            last = self.spans[0] if self.spans else None
+            return f"NOTHING ALTERED in this archive{f': #{last.start:,} – #{last.end - 1:,}' if last else ''}."
+        gone = f", of which {self.gone_to:,} are archived on record" if self.gone_to else ""
+        return f"NOTHING ALTERED, NOTHING MISSING among {self.tree_size:,} entries{gone}; {self.confirmed}."
+
+    @property
+    def confirmed(self) -> str:
+        """How much of the log somebody outside this machine confirms, and since when nothing newer."""
+        left = self.tree_size - self.confirmed_to
+        if not self.confirmed_to:
+            return "none of them confirmed outside this machine yet"
+        text = "all of them" if left <= 0 else f"all but the newest {left:,}" if left > 1 else "all but the newest one"
+        stale = f", nothing newer since {minute_text(self.stale_since_us)}" if self.stale_since_us else ""
+        return f"{text} also confirmed outside this machine{stale}"
+
     @property
     def ranges(self) -> list[dict[str, Any]]:
         """The spans for JSON."""
-        return [{"start": s.start, "end": s.end, "words": list(s.words)} for s in self.spans]
+        return [s.as_dict() for s in self.spans]
 
     @property
     def issues(self) -> list[dict[str, Any]]:
@@ -105,7 +177,10 @@ class Verdict:
             "issues": self.issues, "verdict": self.verdict, "exit_code": self.exit_code, "sentence": self.sentence,
             "origin": self.origin, "tree_size": self.tree_size, "root": self.root,
             "lifecycle_entries": self.lifecycle_entries, "ranges": self.ranges, "not_proven": self.not_proven,
-            "next": self.next,
+            "next": self.next, "confirmed_until": self.confirmed_to, "witnessed_until": self.witnessed_to,
+            "anchored_until": self.anchored_to, "sealed_until": self.sealed_to,
+            "stale_since": format_time(self.stale_since_us) if self.stale_since_us else None,
+            "confirmations": [c.as_dict() for c in self.confirmations], "seen": self.seen,
         }  # fmt: skip
 
 
@@ -178,14 +253,19 @@ def _longest_increasing(pairs: list[tuple[int, int]]) -> set[tuple[int, int]]:
     return chosen
 
 
+def minute_text(us: int) -> str:
+    """``2026-11-24 02:00 UTC``."""
+    return f"{format_time(us)[:16].replace('T', ' ')} UTC"
+
+
 def merge(spans: Sequence[Span]) -> list[Span]:
-    """Neighbours with the same words become one."""
+    """Neighbours of which the same holds become one."""
     found: list[Span] = []
     for span in sorted(spans):
         if span.start >= span.end:
             continue
-        if found and found[-1].end == span.start and found[-1].words == span.words:
-            found[-1] = Span(found[-1].start, span.end, span.words)
+        if found and found[-1].end == span.start and found[-1][2:] == span[2:]:
+            found[-1] = found[-1]._replace(end=span.end)
         else:
             found.append(span)
     return found

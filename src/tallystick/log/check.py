@@ -13,20 +13,23 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..core import entry as ent
-from ..core.checkpoint import Checkpoint, open_checkpoint
+from ..core.checkpoint import Checkpoint
 from ..core.epoch import CONFIG, CREATED, History, is_own
 from ..core.errors import AuditError, Malformed, StoreError, VerificationError
 from ..core.merkle import HASH_BYTES, Frontier, cut, leaf_hash, verify_consistency
 from ..core.note import split
-from ..core.tiles import frontier_at, prove_consistency
-from ..core.verify import Alignment, Finding, Span, Verdict, align, merge
+from ..core.tiles import frontier_at, prove_consistency, root_at
+from ..core.times import parse_time
+from ..core.verify import Alignment, Confirmation, Finding, Span, Verdict, align, merge
 from ..index.compare import Comparison, integrity, of_no_entry
 from ..index.derive import block_start
 from ..index.file import Index
 from ..index.search import Hit, size_of
 from ..keys import Mark
+from ..outside import HandedOut, Parties
 from ..store import Segment, Store
 from ..vault import Place, Vault
+from .confirmed import NOBODY, Kept, Outside, Trusted
 from .content import Agreed, prove_content
 from .view import Head, LogView, Stored
 
@@ -51,14 +54,18 @@ class Checker:
 
     def __init__(
         self, store: Store, view: LogView, vault: Vault, index: Index | None,
-        progress: Callable[[str, int], None] | None = None,
+        progress: Callable[[str, int], None] | None = None, *, handed: HandedOut | None = None, parties: Parties | None = None,
+        trusted: Trusted = NOBODY,
     ) -> None:  # fmt: skip
         self._progress = progress or (lambda _what, _done: None)
+        self._outside = None if handed is None or parties is None else Outside(handed, parties, trusted, self._tell)
+        self._trusted = trusted
         self._store, self._view, self._vault, self._index = store, view, vault, index
         self.verdict = Verdict(origin=view.genesis.origin)
         self._history: History | None = None
         self._roots: dict[int, bytes] = {}
-        self._bad: set[int] = set()
+        self._bad: dict[int, str] = {}  # altered or missing
+        self._start = 0  # entries below were proven before, and not looked at now
         self._where: dict[int, list[int | None]] = {}  # broken segments: the index of each line that is as signed
         self._strangers: list[_Stranger] = []
         self._tree_holds = False
@@ -66,6 +73,8 @@ class Checker:
         self._head_error = ""
         self._keyless = 0  # payloads that lie here while no key folder does
         self._config: str | None = None
+        self.kept: list[Kept] = []
+        self._epochs: list[tuple[int, str]] = []  # ascending: entries below this size, if no earlier one says so, and what holds
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -128,6 +137,7 @@ class Checker:
 
     def lines(self, head: Checkpoint, start: int = 0) -> None:
         """Every stored line below the head (from ``start``, whose root is known to hold): leaf, tree, root."""
+        self._start = start
         segments = self._store.segments()
         first = segments[0].start if segments else head.size
         self._gone(first)
@@ -636,26 +646,89 @@ class Checker:
         except sqlite3.Error as e:
             self._find("index_mismatch", f"index.db: {e}", file="index.db")
 
-    def key_lines(self, head: Checkpoint) -> None:
-        """Signed checkpoints that are kept, and lines kept of segments that left."""
-        del head
-        with contextlib.suppress(FileNotFoundError):
-            for path in sorted((self._store.folder / "checkpoints").iterdir()):
-                if "." in path.name:
-                    continue  # what a death left, what others sent back: ``outside``
-                with path.open("rb") as file:
-                    self._kept_checkpoint(path.name, file.read(16_384))
-
-    def _kept_checkpoint(self, name: str, note: bytes) -> None:
-        assert self._history is not None
-        keys = [self._view.genesis.vkey, *(e.key for e in self._history.epochs)]
-        try:
-            kept = open_checkpoint(note, keys, origin=self._view.genesis.origin)
-        except AuditError as e:
-            self._find("bad_signature", f"checkpoints/{name}: {e}", file=f"checkpoints/{name}")
+    def handed_out(self, head: Checkpoint) -> None:
+        """Checkpoints that were handed out and kept, and who else signed them (decision 25)."""
+        if self._outside is None:
             return
-        head = Checkpoint(self._view.genesis.origin, self.verdict.tree_size, bytes.fromhex(self.verdict.root))
-        self.references(head, [Reference(kept.size, kept.root, f"checkpoints/{name}")])
+        assert self._history is not None
+        kept = self._outside.read(self._view.genesis, self._history)
+        seen = self._outside.witnesses(kept)
+        by: dict[str, list[str]] = {}
+        for witness in seen:
+            by.setdefault(witness.kept.file, []).append(witness.name)
+        holding = [one for one in kept if one.checkpoint.size <= head.size]
+        for one in kept[len(holding) :]:
+            self._beyond_the_end(head, one.checkpoint, one.file, by.get(one.file, []))
+        good, comparable = self._same_history(head, [one.checkpoint for one in holding])
+        if not comparable:
+            one = holding[len(good)]
+            self._not_comparable(Reference(one.checkpoint.size, one.checkpoint.root, one.file))
+        elif len(good) < len(holding):
+            first, last_good = holding[len(good)], holding[len(good) - 1].checkpoint.size if good else 0
+            later = len(holding) - len(good) - 1
+            self._find("replaced", self._said_by(first.file, by.get(first.file, [])) + f" is of other entries: something below "
+                       f"#{first.checkpoint.size:,} is not what was signed then" + (f" ({later:,} later ones too)" if later else ""),
+                       index=last_good, end=first.checkpoint.size)  # fmt: skip
+        self.verdict.confirmations += self._outside.confirmations(holding[: len(good)], seen)
+        self.kept = kept
+        self._seal(holding[: len(good)])
+
+    def _seal(self, holding: list[Kept]) -> None:
+        """What closed epochs say. Only where the log's key came from outside its folder: else whoever made this log up made up its
+        epochs too."""
+        assert self._history is not None
+        seals = self._history.seals({one.checkpoint.size: one.signed_by for one in holding})
+        closed_to = max(self._history.closes(), default=0)
+        broken = sorted([*((size, f"seal broken at {size:,}, re-certified") for _, size in seals.broken),
+                         *((size, f"seal missing at {size:,}") for _, size in seals.missing)])  # fmt: skip
+        word = broken[0][1] if broken else "epoch open"
+        if not self._trusted.pinned:
+            self._epochs = [(closed_to, "epoch closed, its key not pinned")] if closed_to else []
+            return
+        self.verdict.sealed_to = seals.sealed_to
+        self._epochs = [(seals.sealed_to, "sealed"), (closed_to, word)]
+
+    @staticmethod
+    def _said_by(file: str, names: list[str]) -> str:
+        return f"what witness {' and '.join(names)} confirmed ({file})" if names else file
+
+    def _beyond_the_end(self, head: Checkpoint, kept: Checkpoint, file: str, names: list[str]) -> None:
+        who = f"witness {' and '.join(names)} confirmed" if names else f"{file} knows"
+        self._find("rolled_back", f"{who} {kept.size:,} entries, this log ends at {head.size:,}", index=head.size, end=kept.size)
+
+    def _same_history(self, head: Checkpoint, ascending: list[Checkpoint]) -> tuple[list[Checkpoint], bool]:
+        """The longest run from the smallest on of those that this log begins with. After the first that is of another history none
+        can be of this one: each contains what differs. False: the tree cannot be read so far."""
+        below = [c for c in ascending if c.size < self._start]
+        roots = self._quick_roots(ascending[len(below) :]) if self._agreed is not None else (
+            self._roots_at([c.size for c in ascending]))  # fmt: skip
+        for at, one in enumerate(ascending):
+            if self._agreed is not None and one.size < self._start:
+                holds = self._consistent(head, one)
+            else:
+                if one.size not in roots:
+                    return ascending[:at], False
+                holds = roots[one.size] == one.root
+            if not holds:
+                return ascending[:at], True
+        return ascending, True
+
+    def _quick_roots(self, wanted: list[Checkpoint]) -> dict[int, bytes]:
+        """From the tree files, which were compared with the lines from ``start`` on."""
+        return {c.size: root_at(self._store.hashes, c.size) for c in wanted}
+
+    def _consistent(self, head: Checkpoint, one: Checkpoint) -> bool:
+        try:
+            proof = prove_consistency(self._store.hashes, one.size, head.size)
+            verify_consistency(one.size, head.size, one.root, head.root, proof)
+        except (StoreError, VerificationError):
+            return False
+        return True
+
+    def given(self, checkpoint: Checkpoint, name: str) -> None:
+        """A checkpoint that whoever verifies brought along, and that ``references`` did not contradict."""
+        if not any(f.code == 6 for f in self.verdict.findings):
+            self.verdict.confirmations.append(Confirmation(name, "given", checkpoint.size))
 
     def mark(self, head: Checkpoint, mark: Mark | None, *, older_copy: bool = False) -> None:
         """What was last signed here, where it can be read. A copy known to be older may lie beside the keys of the newer."""
@@ -679,21 +752,69 @@ class Checker:
             self._find("bad_signature", self._head_error, file="checkpoint")
         elif self._head_error:
             self.verdict.not_proven.append("the signature of the head")
+        self._conclude(head)
         segments = self._store.segments()
         first = segments[0].start if segments else head.size
+        outside = [c for c in self.verdict.confirmations if c.counts]
         marks = sorted({0, min(first, head.size), head.size, min(max(start, first), head.size),
-                        *(b for r in self._history.recovered for b in r),
+                        *(b for r in self._history.recovered for b in r), *(c.size for c in outside), *(end for end, _ in self._epochs),
                         *(i for b in self._bad for i in (b, b + 1))})  # fmt: skip
         for a, b in zip(marks, marks[1:], strict=False):
-            words = ["hashes only", "archived"] if a < first else ["content proven"] if a >= start else ["proven before"]
+            words = ("hashes only", "archived") if a < first else ("content proven",) if a >= start else ("proven before",)
             if a in self._bad:
-                words = ["altered or missing"]
-            if self._history.is_recovered(a):
-                words.append("unsigned when found")
-            self.verdict.spans.append(Span(a, b, (*words, "signed", "nobody outside yet")))
+                words = (self._bad[a],)
+            signed = "unsigned when found" if self._history.is_recovered(a) else "signed"
+            self.verdict.spans.append(Span(a, b, words, signed, self._epoch_word(a), tuple(c.by for c in outside if a < c.size)))
         self.verdict.spans = merge(self.verdict.spans)
         self.verdict.proven_from = start
+        self.verdict.gone_to = min(self._history.archived_until(), first)
+        if not self.verdict.findings:
+            self._note_times()
         return self.verdict
+
+    def _conclude(self, head: Checkpoint) -> None:
+        """How far, from 0, each kind of party confirms it."""
+        said = [c for c in self.verdict.confirmations if c.counts]
+        if self._outside is not None:
+            self.verdict.witnessed_to = self._outside.witnessed_to(said)
+        self.verdict.anchored_to = max((c.size for c in said if c.kind != "witness"), default=0)
+        self.verdict.confirmed_to = min(head.size, max(self.verdict.witnessed_to, self.verdict.anchored_to))
+
+    def _epoch_word(self, index: int) -> str:
+        return next((word for end, word in self._epochs if index < end), "epoch open")
+
+    def _note_times(self) -> None:
+        """When the first and the last line that are here were recorded."""
+        segments = [s for s in self._store.segments() if s.size]
+        if self._agreed is None or not segments:
+            return
+        last, end = segments[-1], self._agreed.end if segments[-1] == self._store.segments()[-1] else segments[-1].size
+        begin = max(0, end - ent.LINE_BYTES_MAX - 1)
+        with contextlib.suppress(AuditError, OSError):
+            newest = self._store.read(last.start, begin, end - begin).removesuffix(b"\n").rpartition(b"\n")[2]
+            oldest = self._store.read(segments[0].start, 0, min(segments[0].size, ent.LINE_BYTES_MAX + 1)).partition(b"\n")[0]
+            self.verdict.times = ent.decode(oldest).recorded_at, ent.decode(newest).recorded_at
+
+    def recorded_until(self, cutoff_us: int, size: int) -> tuple[int, int]:
+        """The number of entries up to the last of those recorded at or before ``cutoff_us``, and when the newest was, found from
+        the end on. Lines that cannot be read have no time."""
+        segments, newest = self._store.segments(), 0
+        for at in range(len(segments) - 1, -1, -1):
+            lines: list[tuple[int, bytes]] = []
+            for batch in self._store.batches(segments[at]):
+                lines += [(index, line) for index, line in enumerate(batch.lines, batch.index) if index < size]
+            for index, line in reversed(lines):
+                fields = _decoded(line)
+                if fields is None:
+                    continue
+                recorded = parse_time(fields.recorded_at)
+                newest = newest or recorded
+                if recorded <= cutoff_us:
+                    return index + 1, newest
+        return (segments[0].start if segments else size), newest
+
+    def _tell(self, issue: str, text: str, file: str) -> None:
+        self._find(issue, text, file=file)
 
     def _find(
         self, issue: str, text: str, *, index: int | None = None, end: int | None = None, file: str | None = None,
@@ -702,7 +823,9 @@ class Checker:
         if any(f.issue == issue and f.index == index and f.file == file for f in self.verdict.findings[-50:]) and index == 0:
             return  # entry 0 is looked at twice
         if index is not None and issue != "index_mismatch" and (file is None or file.startswith("segments")):
-            self._bad.update(range(index, min(end if end is not None else index + 1, index + SAME_MAX)))
+            word = "missing" if issue in ("missing", "rolled_back") else "altered"
+            for bad in range(index, min(end if end is not None else index + 1, index + SAME_MAX)):
+                self._bad.setdefault(bad, word)
         if len(self.verdict.findings) == FINDINGS_MAX:
             self.verdict.not_proven.append(f"more than {FINDINGS_MAX:,} findings; the rest is not listed")
         if len(self.verdict.findings) >= FINDINGS_MAX:
