@@ -757,8 +757,8 @@ class Checker:
         first = segments[0].start if segments else head.size
         outside = [c for c in self.verdict.confirmations if c.counts]
         marks = sorted({0, min(first, head.size), head.size, min(max(start, first), head.size),
-                        *(b for r in self._history.recovered for b in r), *(c.size for c in outside), *(end for end, _ in self._epochs),
-                        *(i for b in self._bad for i in (b, b + 1))})  # fmt: skip
+                        *(b for r in self._history.recovered for b in r), *(c.size for c in outside),
+                        *(end for end, _ in self._epochs), *(i for b in self._bad for i in (b, b + 1))})  # fmt: skip
         for a, b in zip(marks, marks[1:], strict=False):
             words = ("hashes only", "archived") if a < first else ("content proven",) if a >= start else ("proven before",)
             if a in self._bad:

@@ -1,0 +1,204 @@
+"""What others confirmed: it counts under keys that the verifier chose, and whatever contradicts it is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tallystick import AuditLogger
+from tallystick.clock import CLOCK
+from tallystick.core.checkpoint import Checkpoint, sign_checkpoint
+from tallystick.core.cosignature import ALGORITHMS, CosignerKey
+from tallystick.core.errors import Malformed
+from tallystick.core.note import Signature, VerifierKey
+from tallystick.core.policy import Group, Log, Policy, Witness
+from tallystick.core.tiles import root_at
+from tallystick.core.times import SECOND_US
+from tallystick.keys import KeyFolder
+from tallystick.memory import pin_witness
+from tallystick.outside import HandedOut, Parties, PartyState
+from tallystick.store.segments import SegmentStore
+
+from .conftest import Case, fill
+
+ANNA, BEN, CARL = (CosignerKey(f"w.example/{n}", ALGORITHMS[0], bytes([n]) * 32) for n in (1, 2, 3))
+NOW_S = CLOCK.wall_us() // SECOND_US
+
+
+def checkpoint(case: Case, size: int, root: bytes | None = None) -> Checkpoint:
+    origin = case.read("checkpoint").split(b"\n")[0].decode()
+    return Checkpoint(origin, size, root or root_at(SegmentStore(case.folder).hashes, size))
+
+
+def hand_out(case: Case, size: int, *witnesses: CosignerKey, root: bytes | None = None, time_s: int = NOW_S) -> None:
+    keys, made = KeyFolder(case.keys), checkpoint(case, size, root)
+    handed = HandedOut(case.folder)
+    handed.put(size, sign_checkpoint(made, keys.epoch_key(0), keys.log_key()))
+    handed.add(size, tuple(w.cosign(made, time_s) for w in witnesses))
+
+
+def pin(case: Case, **witnesses: CosignerKey) -> None:
+    for name, key in witnesses.items():
+        pin_witness(case.memory, case.folder, name, key.verifier.format())
+
+
+def own_policy(case: Case, *witnesses: Witness) -> Policy:
+    return Policy((Log(KeyFolder(case.keys).log_key().verifier),), witnesses, (), witnesses[0].name)
+
+
+def test_confirmed_by_a_pinned_witness_up_to_what_it_saw(case: Case) -> None:
+    pin(case, kanzlei=ANNA)
+    hand_out(case, 20, ANNA)
+    hand_out(case, 30, ANNA)
+    for options in ({}, {"new_only": True}, {"content": True}):
+        verdict = case.check(0, **options)
+        assert (verdict.witnessed_to, verdict.confirmed_to, verdict.anchored_to) == (30, 30, 0)
+        assert f"all but the newest {case.size - 30} also confirmed outside this machine." in verdict.sentence
+        assert [(s.start, s.end) for s in verdict.spans if s.outside == ("witness kanzlei",)] == [(0, 30)]
+    hand_out(case, case.size, ANNA)
+    assert "all of them also confirmed outside" in case.check(0).sentence
+
+
+def test_a_witness_that_is_not_pinned_is_named_and_does_not_count(case: Case) -> None:
+    case.put("policy", own_policy(case, Witness("ben", BEN.verifier)).format())
+    hand_out(case, 30, BEN)
+    verdict = case.check(0)
+    assert verdict.confirmed_to == 0 and "none of them confirmed outside this machine yet" in verdict.sentence
+    (one,) = verdict.confirmations
+    assert (one.by, one.size, one.counts, one.remark) == ("witness ben", 30, False, "its key is not pinned here")
+    assert all(s.outside == () for s in verdict.spans)
+
+
+def test_a_cosignature_by_a_pinned_witness_that_it_did_not_make(case: Case) -> None:
+    pin(case, kanzlei=ANNA)
+    hand_out(case, 30)
+    line = ANNA.cosign(checkpoint(case, 29), NOW_S)
+    HandedOut(case.folder).add(30, (Signature(line.name, line.key_id, line.signature),))
+    verdict = case.check(6, ("bad_signature", None))
+    assert "witness kanzlei" in verdict.findings[0].text and verdict.confirmed_to == 0
+
+
+def test_a_log_cut_off_below_what_a_witness_saw(case: Case) -> None:
+    """Also for whoever has the keys and forgot nothing but the witness."""
+    pin(case, kanzlei=ANNA)
+    hand_out(case, case.size + 100, ANNA, root=b"r" * 32)
+    verdict = case.check(6, ("rolled_back", case.size))
+    assert f"witness kanzlei confirmed {case.size + 100:,} entries" in verdict.findings[0].text
+    assert verdict.spans[-1].contents == ("missing",)
+
+
+@pytest.mark.parametrize("good", [(), (12,), (12, 25)])
+def test_a_confirmed_checkpoint_of_other_entries_narrows_down_where_they_differ(case: Case, good: tuple[int, ...]) -> None:
+    pin(case, kanzlei=ANNA)
+    for size in good:
+        hand_out(case, size, ANNA)
+    hand_out(case, 40, ANNA, root=b"r" * 32)
+    hand_out(case, 44, ANNA, root=b"s" * 32)
+    verdict = case.check(6, ("replaced", max(good, default=0)))
+    (found,) = verdict.findings
+    assert found.end == 40 and "kanzlei" in found.text and "1 later ones too" in found.text
+    assert verdict.confirmed_to == max(good, default=0)
+
+
+def test_the_quorum_of_a_given_policy_decides(case: Case) -> None:
+    log = Log(KeyFolder(case.keys).log_key().verifier)
+    three = tuple(Witness(n, k.verifier) for n, k in (("anna", ANNA), ("ben", BEN), ("carl", CARL)))
+    policy = Policy((log,), three, (Group("two", 2, ("anna", "ben", "carl")),), "two").format()
+    hand_out(case, 10, ANNA, BEN)
+    hand_out(case, 20, BEN)
+    hand_out(case, 30, CARL)
+    verdict = case.check(0, policy=policy)
+    assert (verdict.witnessed_to, verdict.confirmed_to) == (20, 20)  # carl saw 30, ben 20: of 20 both
+    assert case.check(0).confirmed_to == 0  # nothing of it is remembered
+
+
+def test_a_policy_of_another_log_is_refused_and_one_with_another_key_is_another_log(case: Case) -> None:
+    hand_out(case, 10, ANNA)
+    witness = Witness("anna", ANNA.verifier)
+    other = VerifierKey.of("elsewhere.example/log", bytes(range(32)))
+    case.check(4, ("malformed", None), policy=Policy((Log(other),), (witness,), (), "anna").format())
+    same_name = VerifierKey.of(checkpoint(case, 1).origin, bytes(range(32)))
+    verdict = case.verify(policy=Policy((Log(same_name),), (witness,), (), "anna").format())
+    assert verdict.exit_code == 6 and verdict.findings[0].issue == "replaced"
+    with pytest.raises(Malformed):
+        case.verify(policy=b"no policy")
+
+
+def test_a_witness_on_this_machine_is_not_independent(case: Case) -> None:
+    pin(case, anna=ANNA, ben=BEN)
+    case.put("policy", own_policy(case, Witness("x", ANNA.verifier, "http://127.0.0.1:8080/")).format())
+    Parties(case.folder).put("ben", PartyState("witness", "https://w.example/", local=True))
+    hand_out(case, 30, ANNA, BEN)
+    verdict = case.check(0)
+    assert verdict.confirmed_to == 0 and {c.remark for c in verdict.confirmations} == {"not independent: it runs on this machine"}
+
+
+def test_stale_is_said_with_the_time_since_when(case: Case) -> None:
+    pin(case, kanzlei=ANNA)
+    hand_out(case, 30, ANNA, time_s=NOW_S - 40 * 86_400)
+    verdict = case.check(0)
+    assert ", nothing newer since 20" in verdict.sentence and verdict.stale_since_us == (NOW_S - 40 * 86_400) * SECOND_US
+
+
+def test_what_is_required_and_not_proven(case: Case) -> None:
+    assert case.check(0, require="witnessed,anchored,sealed,content").exit_code == 0  # all entries are younger than 25 h
+    pin(case, kanzlei=ANNA)
+    case.check(3, ("not_confirmed", None), require="max-age=1d")
+    hand_out(case, 30, ANNA, time_s=NOW_S - 3 * 86_400)
+    case.check(5, ("stale", None), require="max-age=1d")
+    case.check(0, require="max-age=4d,witnessed")
+    for text in ("witnesed", "max-age", "max-age=1w", "", "alive=3"):
+        with pytest.raises(Malformed):
+            case.verify(require=text)
+
+
+def test_required_of_all_entries_that_are_old_enough(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = CLOCK.wall_us() + 30 * 3600 * SECOND_US
+    monkeypatch.setattr(type(CLOCK), "wall_us", lambda _self: now)
+    verdict = case.check(3, ("not_witnessed", 0), require="witnessed")
+    assert verdict.findings[0].end == case.size and "tally witness add" in verdict.findings[0].text
+    pin(case, kanzlei=ANNA)
+    hand_out(case, 30, ANNA)
+    verdict = case.check(3, ("not_witnessed", 30), require="witnessed")
+    case.check(0, require="witnessed,max-age=2d")
+    hand_out(case, case.size, ANNA)
+    case.check(0, require="witnessed")
+    case.check(3, ("not_anchored", 0), ("not_sealed", 0), require="witnessed,anchored,sealed")
+
+
+def test_a_given_checkpoint_counts_as_an_anchor(case: Case, tmp_path: Path) -> None:
+    verdict = case.check(0, checkpoint=sign_checkpoint(checkpoint(case, 17), KeyFolder(case.keys).log_key()))
+    assert (verdict.anchored_to, verdict.confirmed_to, verdict.witnessed_to) == (17, 17, 0)
+
+
+def test_many_checkpoints_do_not_hide_one(case: Case) -> None:
+    for size in range(2, case.size):
+        hand_out(case, size, root=b"x" * 32 if size == 33 else None)
+    verdict = case.check(6, ("replaced", 32))
+    assert verdict.findings[0].end == 33
+
+
+def test_what_closed_epochs_seal(case: Case) -> None:
+    with AuditLogger(case.folder, memory=case.memory) as log:
+        log.rotate()
+        fill(log, 3)
+        log.rotate()
+        fill(log, 2)
+    closes = HandedOut(case.folder).sizes()
+    verdict = case.check(0)
+    assert verdict.sealed_to == closes[-1] and len(closes) == 2
+    assert [(s.start, s.end, s.epoch) for s in verdict.spans] == [(0, closes[-1], "sealed"), (closes[-1], case.size, "epoch open")]
+    for path in (case.folder / "checkpoints").glob(f"{closes[0]:020d}*"):
+        path.unlink()
+    verdict = case.check(0)
+    assert verdict.sealed_to == 0 and {s.epoch for s in verdict.spans} == {f"seal missing at {closes[0]:,}", "epoch open"}
+
+
+def test_nothing_is_sealed_in_a_log_whose_key_nobody_pinned(case: Case) -> None:
+    with AuditLogger(case.folder, memory=case.memory) as log:
+        log.rotate()
+    assert case.check(0).sealed_to == case.size
+    case.memory.forget(case.folder)
+    verdict = case.check(3, ("unknown", None))
+    assert verdict.sealed_to == 0 and verdict.spans[0].epoch == "epoch closed, its key not pinned"
