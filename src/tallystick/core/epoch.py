@@ -15,7 +15,9 @@ A line that was found beyond the signed head and taken in by recovery has no eff
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from .entry import OWN_ACTOR, Fields
@@ -72,13 +74,14 @@ class History(NamedTuple):
     epochs: tuple[Epoch, ...]
     recovered: tuple[tuple[int, int], ...]  # half-open ranges of lines that were unsigned when found
     archived: tuple[tuple[int, int, str], ...]  # half-open ranges that left, with the name of the file they are in
+    log_key: VerifierKey | None = None  # as entry 0 names it
 
     def epoch_at(self, size: int) -> Epoch:
         """The epoch whose key may sign a head of ``size`` ≥ 1."""
-        for epoch in self.epochs:
-            if epoch.after < size and (epoch.until is None or size <= epoch.until):
-                return epoch
-        raise VerificationError(f"no epoch may sign a head of size {size}")
+        at = bisect_left(self.epochs, size, key=lambda epoch: epoch.after) - 1
+        if at < 0:
+            raise VerificationError(f"no epoch may sign a head of size {size}")
+        return self.epochs[at]  # each begins where the one before ends
 
     def key_at(self, size: int) -> VerifierKey:
         """The key under which the head of ``size`` ≥ 1 must be signed."""
@@ -103,6 +106,14 @@ class History(NamedTuple):
             elif not broken and not missing:
                 sealed_to = epoch.until
         return Seals(sealed_to, tuple(broken), tuple(missing))
+
+    def extended(self, lines: Iterable[tuple[int, Fields]]) -> History | None:
+        """The history with the key lines that follow those it was read from; None where one of them decides about earlier ones, so
+        that all have to be read again. ``Malformed`` as in ``read_history``."""
+        known = [(index, fields) for index, fields in lines if is_own(fields) and fields.event_type in KEY_TYPES]
+        if any(fields.event_type == RECOVERED for _, fields in known):
+            return None
+        return _fold(self, known, ()) if known else self
 
     def archived_until(self) -> int:
         """The length of the prefix that left on record."""
@@ -137,40 +148,42 @@ def read_history(lines: Iterable[tuple[int, Fields]]) -> History:
     known = [(index, fields) for index, fields in lines if is_own(fields) and fields.event_type in KEY_TYPES]
     recovered = _recovered_ranges(known)
 
-    def effective(index: int) -> bool:
-        return not any(start <= index < stop for start, stop in recovered)
-
-    epochs: list[Epoch] = []
-    archived: list[tuple[int, int, str]] = []
-    log_key: VerifierKey | None = None
-    for index, fields in known:
-        if not effective(index):
-            continue
-        if fields.event_type == CREATED and index == 0:
-            key = _key(fields, "epoch_key", index)
-            log_key = _key(fields, "log_key", index) if "log_key" in fields.details else None
-            epochs.append(Epoch(0, key, 0, None, key, fields.recorded_at))
-        elif fields.event_type in (EPOCH_CLOSE, EPOCH_RECOVERED) and epochs:
-            _end(epochs, index, fields, log_key)
-        elif fields.event_type == ARCHIVED:
-            archived = _parts(fields, index)
-    if not epochs:
+    first = next(((i, f) for i, f in known if f.event_type == CREATED and i == 0), None)
+    if first is None:
         raise Malformed("there is no entry 0 of type log.created")
-    return History(tuple(epochs), tuple(recovered), tuple(archived))
+    key = _key(first[1], "epoch_key", 0)
+    log_key = _key(first[1], "log_key", 0) if "log_key" in first[1].details else None
+    begun = History((Epoch(0, key, 0, None, key, first[1].recorded_at),), tuple(recovered), (), log_key)
+    return _fold(begun, [(i, f) for i, f in known if i > 0], recovered)
 
 
-def _end(epochs: list[Epoch], index: int, fields: Fields, log_key: VerifierKey | None) -> None:
+def _fold(history: History, known: list[tuple[int, Fields]], without: Collection[tuple[int, int]]) -> History:
+    """Lines in the ranges ``without`` have no effect."""
+    epochs, archived = list(history.epochs), history.archived
+    used = {epoch.key.public for epoch in epochs} | ({history.log_key.public} if history.log_key is not None else set())
+    for index, fields in known:
+        if any(start <= index < stop for start, stop in without):
+            continue
+        if fields.event_type in (EPOCH_CLOSE, EPOCH_RECOVERED):
+            _end(epochs, used, index, fields, history.log_key)
+        elif fields.event_type == ARCHIVED:
+            archived = tuple(_parts(fields, index))
+    return history._replace(epochs=tuple(epochs), archived=archived)
+
+
+def _end(epochs: list[Epoch], used: set[bytes], index: int, fields: Fields, log_key: VerifierKey | None) -> None:
     """One epoch ends, the next begins. Exactly what the type says, or ``Malformed``: an epoch closes once, and no key comes twice."""
     last, said = epochs[-1], fields.details
     numbers = [said.get("epoch"), said.get("first"), said.get("last")]
     if numbers != [last.number, last.after, index] or any(type(n) is not int for n in numbers):  # true == 1
         raise Malformed(f"entry {index}: {fields.event_type} is not that of epoch {last.number}, entries {last.after} to {index}")
     key = _key(fields, "next_key", index)
-    if key == log_key or any(key == epoch.key for epoch in epochs):
+    if key.public in used:
         raise Malformed(f"entry {index}: the next key of {fields.event_type} was used before")
     closer: VerifierKey | None = last.key if fields.event_type == EPOCH_CLOSE else log_key
     if closer is None:
         raise Malformed(f"entry {index}: log.epoch_recovered in a log whose first entry names no log key")
+    used.add(key.public)
     epochs[-1] = last._replace(until=index + 1, closer=closer)
     epochs.append(Epoch(last.number + 1, key, index + 1, None, key, fields.recorded_at))
 
@@ -208,7 +221,12 @@ def _key(fields: Fields, name: str, index: int) -> VerifierKey:
     text = fields.details.get(name)
     if not isinstance(text, str):
         raise Malformed(f"entry {index}: {fields.event_type} does not name its {name}")
-    key = VerifierKey.parse(text)
+    key = _parsed(text)
     if key.name != fields.log:
         raise Malformed(f"entry {index}: the {name} belongs to {key.name[:80]!r}, not to this log")
     return key
+
+
+@lru_cache(maxsize=1 << 14)  # the history is read again and again, and every key in it is the same
+def _parsed(text: str) -> VerifierKey:
+    return VerifierKey.parse(text)

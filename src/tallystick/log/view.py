@@ -110,9 +110,24 @@ class LogView:
                 return self._history[1]
             if size > self._key_lines_upto:
                 self._extend_key_lines(size)
-            known = read_history(sorted((i, f) for i, f in self._key_lines.items() if i < size))
+            known = self._extended(size)
+            if known is None:
+                known = read_history(sorted((i, f) for i, f in self._key_lines.items() if i < size))
             self._history = (size, known)
             return known
+
+    def _extended(self, size: int) -> History | None:
+        """What is known and what came after it: those lines are the last that were noted."""
+        if self._history is None or self._history[0] > size:
+            return None
+        before, history = self._history
+        fresh = []
+        for index in reversed(self._key_lines):
+            if index < before:
+                break
+            if index < size:
+                fresh.append((index, self._key_lines[index]))
+        return history.extended(reversed(fresh))
 
     def reread(self, size: int) -> History:
         """The same from the stored lines alone, whatever the index says: before anything is done that cannot be undone."""
