@@ -14,8 +14,10 @@ that he trusts. ``outside/`` is a convenience for the status and can be deleted:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -67,6 +69,10 @@ class HandedOut:
     def put(self, size: int, note: bytes) -> None:
         """Keep a note, durable on return (file and folder). One that is there already stays: the lines that it lacks are added.
         ``StoreError`` if the one that is there has another text: two histories."""
+        with self._alone():
+            self._put(size, note)
+
+    def _put(self, size: int, note: bytes) -> None:
         known = self.note(size)
         if known is None:
             self._disk.write_file(self._path(size), note, file_mode(self.folder), like=self.folder)
@@ -74,11 +80,27 @@ class HandedOut:
         text, signatures = split(note)
         if split(known)[0] != text:
             raise StoreError(f"{self._path(size)} is a checkpoint of another history; keep both files: they prove it")
-        self.add(size, signatures)
+        self._add(size, signatures)
 
     def add(self, size: int, signatures: tuple[Signature, ...]) -> None:
         """Add signature lines to the note of ``size``, durable on return; of one key only the first stays. ``StoreError`` without a
         note, ``Malformed`` where it would have too many lines."""
+        with self._alone():
+            self._add(size, signatures)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process or thread at a time changes these files; readers need no lock, because files are replaced as a whole."""
+        if not self.folder.is_dir():
+            self._disk.mkdir(self.folder, folder_mode(self.folder.parent), like=self.folder.parent)
+        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _add(self, size: int, signatures: tuple[Signature, ...]) -> None:
         whole = self.signed(size)
         if whole is None:
             raise StoreError(f"{self._path(size)} is not there")

@@ -13,7 +13,7 @@ import pytest
 from tallystick.clock import Clock
 from tallystick.core.checkpoint import Checkpoint, HeadSigner, open_checkpoint
 from tallystick.core.epoch import EPOCH_CLOSE, EPOCH_RECOVERED, History, read_history
-from tallystick.core.errors import StateUnknown, StoreError
+from tallystick.core.errors import AuditError, StateUnknown, StoreError
 from tallystick.core.note import SignerKey
 from tallystick.keys import KeyFolder
 from tallystick.log.epochs import Rhythm
@@ -273,6 +273,24 @@ def test_who_may_not_make_keys_goes_on_in_the_old_epoch(lab: Lab, monkeypatch: p
         acknowledged = [log.log(**event(n)) for n in range(5)]
     log.close()
     assert closes(judge(lab.folder, lab.memory, acknowledged)) == []
+
+
+@pytest.mark.parametrize("planted", [b"garbage", b"log.example/x\n4\n" + b"A" * 43 + b"=\n\n\xe2\x80\x94 x AAAAAAA=\n", b""])
+def test_a_file_in_the_way_of_the_closing_checkpoint_stops_writing_until_it_is_gone(lab: Lab, planted: bytes) -> None:
+    """Nothing is signed with the key of an epoch that is over."""
+    log = lab.open()
+    log.log(**event(0))
+    in_the_way = lab.folder / "checkpoints" / f"{3:020d}"
+    in_the_way.write_bytes(planted)
+    with pytest.raises(AuditError):
+        log.rotate()
+    for _ in range(2):
+        with pytest.raises(AuditError):
+            log.log(**event(1))
+    in_the_way.unlink()
+    acknowledged = [log.log(**event(2))]
+    log.close()
+    assert closes(judge(lab.folder, lab.memory, acknowledged)) == [0]
 
 
 # -- what a thief of keys can do ------------------------------------------------------------------------------------------

@@ -223,9 +223,14 @@ class Writer:
         self._write([], last=last)
         size, note = self.state.size, self.state.note
         assert note is not None
-        kept = self._epochs.keep(epoch, size, note)
-        self._epochs.destroy(epoch)
-        self._epochs.take_up(self._view.history(size))
+        try:
+            kept = self._epochs.keep(epoch, size, note)
+            self._epochs.destroy(epoch)
+            self._epochs.take_up(self._view.history(size))
+        except BaseException:  # the epoch is over: nothing more may be signed with its key by going on from here
+            self._state = None
+            self._epochs.drop()
+            raise
         self.epoch_closed.set()
         return size, kept
 
@@ -334,7 +339,12 @@ class Writer:
         except StateUnknown as e:
             raise self._die(e) from None
         if finish:
-            self._epochs.finish(history, signed)
+            try:
+                self._epochs.finish(history, signed)
+            except BaseException:  # what is not completed now is before the next append, whoever does it
+                self._state = None
+                self._epochs.drop()
+                raise
 
     def _newest_kept(self, above: int) -> Checkpoint | None:
         return self._epochs.newest_kept(above, lambda size: self._view.history(size).key_at(size))
