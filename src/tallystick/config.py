@@ -71,6 +71,13 @@ class ApprovalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     where: str = ""
 
 
+class Publish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When checkpoints go to witnesses and anchors: whenever an epoch was closed, and every ``minutes`` while there is something new
+    (0: not)."""
+
+    minutes: int = 0
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. ``keys`` is relative to the log folder."""
 
@@ -84,6 +91,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epochs: Epochs = Epochs()
     ai: AI = AI()
     approval: tuple[ApprovalRule, ...] = ()
+    publish: Publish = Publish()
 
 
 def build_settings(origin: str, timezone: str, keys: str, retention_days: int) -> bytes:
@@ -119,6 +127,9 @@ entries = 0               # also after so many entries; 0: no such limit
 
 [segments]
 bytes = {Segments().bytes}
+
+# [publish]               # to witnesses and anchors, whenever an epoch was closed, and also
+# minutes = 60            # every so often while there is something new
 """.encode()
 
 
@@ -152,9 +163,20 @@ def read_settings(folder: Path) -> Settings:
         raise ConfigError(f'{path}: epochs.close is "daily" or "never", epochs.entries 0 or at least 2')
     if settings.retention.days < 0 or settings.segments.bytes < 4096:
         raise ConfigError(f"{path}: retention.days is at least 0, segments.bytes at least 4096")
+    if not 0 <= settings.publish.minutes <= 525_600:
+        raise ConfigError(f"{path}: publish.minutes is 0 to 525600")
     if not settings.keys or "\0" in settings.keys:
         raise ConfigError(f"{path}: keys is the path of a folder")
     return settings
+
+
+def recorded(folder: Path) -> bytes:
+    """What a change of becomes an entry: ``log.toml``, and ``policy`` where the log has one."""
+    settings = (folder / "log.toml").read_bytes()
+    try:
+        return settings + b"\npolicy\n" + (folder / "policy").read_bytes()
+    except FileNotFoundError:
+        return settings
 
 
 def keys_folder(folder: Path, settings: Settings) -> Path:

@@ -19,6 +19,7 @@ from .log.keeper import Keeper
 from .log.view import LogView
 from .log.writer import Writer
 from .opening import indexes_of, read_genesis
+from .publishing import Publisher
 from .store.segments import SegmentStore
 from .vault import Vault
 
@@ -28,7 +29,7 @@ _open_lock = threading.RLock()
 
 
 class Handle:
-    """One log, open in this process: store, keys, vault, view, writer, keeper."""
+    """One log, open in this process: store, keys, vault, view, writer, keeper, publisher."""
 
     def __init__(self, folder: Path, disk: Disk = DISK) -> None:
         self.folder = folder
@@ -42,10 +43,11 @@ class Handle:
         self.view = LogView(self.store, self.genesis, indexes_of(folder, self.genesis))
         self.writer = Writer(
             self.store, self.view, self.keys, self.vault, CLOCK, segment_bytes=self.settings.segments.bytes,
-            config=lambda: (folder / "log.toml").read_bytes(), disk=disk,
+            config=lambda: cfg.recorded(folder), disk=disk,
             rhythm=Rhythm(self.settings.epochs.close == "daily", self.settings.epochs.entries),
         )  # fmt: skip
         self.keeper = Keeper(self.writer, self.view)
+        self.publisher = Publisher(folder, self.genesis, lambda: KeyFolder(self.keys.path), disk)
 
     def close(self) -> None:
         """The orderly end. What was submitted is settled first; if something of it failed unheard, that is raised last."""
@@ -54,6 +56,7 @@ class Handle:
             self.writer.queue.flush()
         except AuditError as e:
             unheard = e
+        self.publisher.stop()
         self.keeper.stop()
         self.writer.close()
         if os.access(self.folder, os.W_OK):
@@ -67,6 +70,7 @@ class Handle:
         self.view.after_fork()
         self.vault.after_fork()
         self.keeper.after_fork()
+        self.publisher.after_fork()
         self.writer.after_fork()
 
 

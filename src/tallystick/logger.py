@@ -201,6 +201,7 @@ class AuditLogger:
         if self._closed:
             raise StoreError("this logger was closed")
         self._handle.keeper.start()
+        self._handle.publisher.start()
         return self._handle.writer
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -411,6 +412,7 @@ class AuditLogger:
         from .retention.archive import archive
 
         self._handle.keeper.start()
+        self._handle.publisher.start()
         return archive(self._handle.writer, self._handle.view, self._handle.store, Path(archive_path),
                        older_than_us=CLOCK.wall_us() - self.retention_days * 86_400_000_000)  # fmt: skip
 

@@ -130,7 +130,7 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     if content:
         verdict.not_proven.append("index and payloads: left out (--content)")
     checker.entries(head, start=start, content=content)
-    checker.config((path / "log.toml").read_bytes())
+    checker.config(cfg.recorded(path))
     verdict = checker.finish(head, start)
     now = CLOCK.wall_us()
     _stale(verdict, now)

@@ -252,6 +252,14 @@ def test_a_history_that_does_not_extend_ours_is_kept_too(witness, log):
     assert [(one.size, one.kind) for one in contradictions(witness.folder)] == [(9, "unproven")]
 
 
+def test_what_is_shown_to_extend_ours_after_all_is_no_evidence_any_more(witness, log):
+    assert witness(log.body(0, 5)).status == 200
+    assert witness(log.body(5, 9).replace(b"old 5\n", b"old 5\n" + b"A" * 43 + b"=\n")).status == 422  # anybody can send that
+    assert [one.kind for one in contradictions(witness.folder)] == ["unproven"]
+    assert witness(log.body(5, 9)).status == 200
+    assert contradictions(witness.folder) == []
+
+
 def test_what_nobody_signed_is_no_evidence(witness, log):
     assert witness(log.body(0, 5)).status == 200
     forger = MadeLog()

@@ -27,6 +27,8 @@ COMMANDS = {
     "verify": "Prove that nothing was altered: a log, a .tlog-proof, an archive.",
     "prove": "Hand out a proof that an entry is in the log.",
     "checkpoint": "Print the signed head of the log, to be kept elsewhere.",
+    "witness": "Be a witness of logs, or have some for a log.",
+    "publish": "Hand the current checkpoint to witnesses and anchors now.",
     "proxy": "Record every call to a model that passes, by any client.",
     "ai": "Calls to models, and what became of their answers.",
     "outcome": "Say what became of an answer.",

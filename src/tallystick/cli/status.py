@@ -14,10 +14,14 @@ import click
 from .common import Screen, archived_range, find_log, last_verified, open_log, plural, print_json, size_text, user_memory, when_text
 
 if TYPE_CHECKING:
+    from datetime import tzinfo
+
     from ..logger import AuditLogger
+    from ..outside import PartyState
 
 _YEAR_US = 365 * 86_400_000_000
 _HOUR_US = 3_600_000_000
+_STALE_US = 48 * _HOUR_US
 
 
 @click.command(
@@ -64,7 +68,7 @@ class Status(NamedTuple):
     newest_us: int
     verified: str
     verified_until: int
-    confirmed_outside: list[str]
+    confirmed_outside: list[dict[str, Any]]
     retention_days: int
     keeps: str
     archived: int
@@ -87,7 +91,7 @@ def _look(log: AuditLogger) -> Status:
     keep = log._handle.settings.content.keep
     return Status(
         str(log.path), log.origin, size, on_disk, per_year, shutil.disk_usage(log.path).free, size - 1, newest.recorded_at_us,
-        checked.sentence, checked.size if checked.full_us else 0, [], log.retention_days, keep,
+        checked.sentence, checked.size if checked.full_us else 0, _outside(log), log.retention_days, keep,
         (archived_range(log) or (0, 0))[1], needs,
     )  # fmt: skip
 
@@ -121,7 +125,7 @@ def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
         found.append((checked.sentence.partition(":")[0], f"tally verify {path}"))
     elif not checked.full_us:
         found.append(("this log was never verified by you", f"tally verify {path}"))
-    found.append(("nobody outside this machine confirms it yet; keep its head elsewhere", f"tally checkpoint {path} > FILE"))
+    found += _outside_needs(log, path)
     unapproved = _unapproved(log)
     if unapproved:
         found.append((f"{plural(unapproved, 'entry', 'entries')} of the last 30 days needed an approval and had none "
@@ -149,6 +153,66 @@ def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
     disk = shutil.disk_usage(log.path)
     if disk.free < max(64 << 20, disk.total // 50):
         found.append((f"the disk is nearly full, {size_text(disk.free)} left", "make room"))
+    return found
+
+
+def _parties(log: AuditLogger) -> dict[str, PartyState]:
+    """Everybody who is configured, also who was never reached; a policy that cannot be read is told by those who use it."""
+    from ..core.errors import AuditError
+    from ..outside import Parties, PartyState
+    from ..publishing import parties_of, source_of
+
+    try:
+        configured = parties_of(source_of(log), log._handle.settings)
+    except AuditError:
+        configured = []
+    known = Parties(log.path).all()
+    return {p.name: known.get(p.name) or PartyState(p.kind, p.target) for p in configured}
+
+
+def _outside(log: AuditLogger) -> list[dict[str, Any]]:
+    return [{"name": name, "kind": s.kind, "target": s.target, "size": s.done_size, "at_us": s.done_us, "local": s.local,
+             "error": s.error} for name, s in _parties(log).items()]  # fmt: skip
+
+
+def party_text(name: str, state: PartyState, zone: tzinfo) -> str:
+    """``witness kanzlei: today 02:00 (18,204 entries, 3 h ago)``."""
+    from ..clock import CLOCK
+
+    if not state.done_us:
+        text = f"{state.kind} {name}: nothing yet"
+    else:
+        age = age_text(CLOCK.wall_us() - state.done_us)
+        text = f"{state.kind} {name}: {when_text(state.done_us, zone)} ({plural(state.done_size, 'entry', 'entries')}, {age})"
+    if state.local:
+        text += ", not independent: same machine"
+    return text + (f"; PENDING: {state.error}" if state.error else "")
+
+
+def age_text(us: int) -> str:
+    """``3 h ago``."""
+    for size, unit in ((86_400_000_000, "days"), (3_600_000_000, "h"), (60_000_000, "min")):
+        if us >= 2 * size or (us >= size and unit != "days"):
+            return f"{us // size:,} {unit} ago"
+    return "just now"
+
+
+def _outside_text(log: AuditLogger, found: list[dict[str, Any]]) -> str:
+    return "; ".join(party_text(name, state, log.zone) for name, state in _parties(log).items()) if found else "nobody yet"
+
+
+def _outside_needs(log: AuditLogger, path: str) -> list[tuple[str, str]]:
+    from ..clock import CLOCK
+
+    found, parties, head = [], _parties(log), log._handle.view.head().size
+    for name, state in parties.items():
+        command = f"tally {'witness submit' if state.kind == 'witness' else 'publish'} {path}"
+        if state.error:
+            found.append((f"{state.kind} {name}: {state.error}", command))
+        elif state.done_us and state.done_size < head and CLOCK.wall_us() - state.done_us > _STALE_US:
+            found.append((f"{state.kind} {name} confirmed nothing since {when_text(state.done_us, log.zone)}", command))
+    if not any(state.done_us and not state.local for state in parties.values()):
+        found.append(("nobody outside this machine confirms it yet; keep its head elsewhere", f"tally checkpoint {path} > FILE"))
     return found
 
 
@@ -193,7 +257,7 @@ def _show(log: AuditLogger, found: Status) -> None:
         ("size", f"{plural(found.entries, 'entry', 'entries')}{left} · {size_text(found.bytes_on_disk)} · {year}{lasts}"),
         ("newest", f"#{found.newest_index:,} {when_text(found.newest_us, log.zone)}  {log.zone}"),
         ("checked", found.verified),
-        ("outside", "nobody yet"),
+        ("outside", _outside_text(log, found.confirmed_outside)),
         ("keeps", f"entries {found.retention_days:,} d, then to be archived · {keeps[found.keeps]}"),
         ("models", f"of prompts and answers: {content}{rules} · when the log cannot be written: {ai.failure}"),
     ], indent=2)  # fmt: skip

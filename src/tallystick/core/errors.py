@@ -15,6 +15,7 @@
     │   ├── LogMissing       a log that was here is gone, or there is none and none may be made
     │   ├── ReadOnly         this user may read the log, not write it
     │   └── StateUnknown     fatal: what is stored contradicts what was signed or synced; nothing is signed any more
+    ├── OutsideError         a party outside was not reached or did not do what was asked; what was to go there is still pending
     └── ConfigError          ``log.toml`` or a setting is wrong; names the file and the key
 
 Misuse of the Python interface (a wrong type, an unknown report name) is ``TypeError`` or ``ValueError``.
@@ -87,6 +88,11 @@ class ReadOnly(StoreError):
 
 class StateUnknown(StoreError):
     """What is stored contradicts what was signed or synced. Fatal: nothing is signed any more; reading goes on."""
+
+
+class OutsideError(AuditError):
+    """A witness, mail server, folder or timestamp authority was not reached, or did not do what was asked. What was to go there is
+    pending. Never holds a secret."""
 
 
 class ConfigError(AuditError):

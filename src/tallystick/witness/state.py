@@ -127,6 +127,7 @@ class Witness:
         self.broken = ""
         self._dirty = False  # ``served`` was written and not synced
         self._hashes: dict[str, str] = {}
+        self._unproven: set[tuple[str, int, bytes]] = set()  # evidence that a proof would settle
         self._busy = threading.Lock()
         self._lock: int | None = None
         self._served_fd: int | None = None
@@ -173,8 +174,10 @@ class Witness:
         try:
             meta = dict(db.execute("SELECT key, value FROM meta"))
             rows = db.execute("SELECT origin, max(size), root, time_s, note FROM cosigned GROUP BY origin").fetchall()
+            unproven = db.execute("SELECT origin, size, root FROM evidence WHERE kind = 'unproven'").fetchall()
         except sqlite3.Error as e:
             raise StateUnknown(f"{path} is empty or damaged ({e}): {_GO_ON}") from None
+        self._unproven = set(unproven)
         if meta.get("vkeys") != _joined(self.vkeys):
             raise StateUnknown(f"{path} belongs to another witness (its keys are not those in witness.key): {_GO_ON}")
         sequence = meta.get("sequence")
@@ -232,6 +235,7 @@ class Witness:
                 answers = [batch.decide(one) for one in asked]
                 if batch.rows or batch.evidence:
                     self._commit(self._db, batch)
+                    self._unproven.update((e[0], e[1], e[2]) for e in batch.evidence if e[3] == "unproven")
             except sqlite3.Error as e:
                 self.broken = str(e)
                 return [_failed(self.broken)] * len(asked)
@@ -242,6 +246,9 @@ class Witness:
         sequence = self._sequence + 1
         db.execute("BEGIN IMMEDIATE")
         db.executemany("INSERT OR REPLACE INTO cosigned VALUES (?, ?, ?, ?, ?)", batch.rows)
+        settled = [(row[0], row[1], row[2]) for row in batch.rows if (row[0], row[1], row[2]) in self._unproven]
+        if settled:  # it was shown to extend what was cosigned after all
+            db.executemany("DELETE FROM evidence WHERE origin = ? AND size = ? AND root = ? AND kind = 'unproven'", settled)
         if batch.evidence:
             db.executemany("INSERT OR IGNORE INTO evidence VALUES (?, ?, ?, ?, ?, ?, ?)", batch.evidence)
         db.execute("UPDATE meta SET value = ? WHERE key = 'sequence'", (sequence,))
