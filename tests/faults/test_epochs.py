@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from tallystick import AuditLogger
 from tallystick.clock import Clock
 from tallystick.core.checkpoint import Checkpoint, HeadSigner, open_checkpoint
 from tallystick.core.epoch import EPOCH_CLOSE, EPOCH_RECOVERED, History, read_history
 from tallystick.core.errors import AuditError, StateUnknown, StoreError
 from tallystick.core.note import SignerKey
+from tallystick.index import search
 from tallystick.keys import KeyFolder
 from tallystick.log.epochs import Rhythm
 from tallystick.outside import HandedOut
@@ -273,6 +275,23 @@ def test_who_may_not_make_keys_goes_on_in_the_old_epoch(lab: Lab, monkeypatch: p
         acknowledged = [log.log(**event(n)) for n in range(5)]
     log.close()
     assert closes(judge(lab.folder, lab.memory, acknowledged)) == []
+
+
+def test_an_index_that_hides_a_close_has_no_key_destroyed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two keys are there and the index knows of one epoch only: the lines decide which of them may go."""
+    disk = FaultDisk()
+    log = _ready(lab, disk)
+    disk.at, disk.way = STEPS.index("old key: overwritten") + 1, DIED_BEFORE
+    attempt(log.rotate)
+    log.vanish()
+    with AuditLogger(lab.folder, memory=lab.memory) as reader:
+        reader.query()  # fills the index up to the head
+    monkeypatch.setattr(search, "own_lines", lambda *_: iter(()))
+    log = lab.open()
+    acknowledged = [log.log(**event(1))]
+    log.close()
+    monkeypatch.undo()
+    assert closes(judge(lab.folder, lab.memory, acknowledged)) == [0]
 
 
 @pytest.mark.parametrize("planted", [b"garbage", b"log.example/x\n4\n" + b"A" * 43 + b"=\n\n\xe2\x80\x94 x AAAAAAA=\n", b""])
