@@ -26,6 +26,7 @@ from ..core.epoch import Epoch, History
 from ..core.errors import AuditError, StateUnknown, StoreError, VerificationError
 from ..core.note import VerifierKey, add_signature
 from ..core.tiles import root_at
+from ..core.times import DAY_US, parse_time
 from ..disk import Disk
 from ..keys import Custody, KeyFolder, SignsHeads
 from ..outside import HandedOut
@@ -51,6 +52,7 @@ class Epochs:
         self._handed = HandedOut(store.folder, disk)
         self.signer: SignsHeads | None = None
         self.current: Epoch | None = None
+        self._day = -1  # UTC, counted from 1970, on which it was opened
 
     def take_up(self, history: History) -> None:
         """Sign with the key of the newest epoch from now on; a key of an epoch that ended meanwhile is dropped.
@@ -71,6 +73,7 @@ class Epochs:
             raise StateUnknown(f"{self._keys.path} does not hold the key that this log names for its epoch {newest.number}: the keys "
                                "of another log; nothing is signed")  # fmt: skip
         self.signer, self.current = signer, newest
+        self._day = parse_time(newest.opened) // DAY_US if newest.opened else -1
 
     def drop(self) -> None:
         """Forget the key."""
@@ -106,12 +109,13 @@ class Epochs:
         self.signer, self.current = HeadSigner(self._origin, log_key), newest
         return newest._replace(closer=vkey)
 
-    def due(self, size: int, day: str) -> str | None:
-        """Why the running epoch is to end before the next entry at index ``size`` on the UTC ``day``; None if it is not."""
+    def due(self, size: int, now_us: int) -> str | None:
+        """Why the running epoch is to end before the next entry at index ``size`` at this time; None if it is not. A few comparisons:
+        it is asked before every group."""
         epoch = self.current
         if epoch is None:
             return None
-        if self._rhythm.daily and epoch.opened[:10] != day:
+        if self._rhythm.daily and now_us // DAY_US != self._day:
             return "day"
         if self._rhythm.entries and size - epoch.after >= self._rhythm.entries:
             return "entries"

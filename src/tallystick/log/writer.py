@@ -187,7 +187,7 @@ class Writer:
     def end_day(self) -> None:
         """End an epoch whose day is over although nobody appends: the keeper calls this now and then."""
         state = self._state
-        if self._begun and state is not None and self._epochs.due(state.size, self._today()) == "day":
+        if self._begun and state is not None and self._epochs.due(state.size, self._clock.wall_us()) == "day":
             self.exclusively(lambda _append: self._close_if_due())
 
     def recover_epoch(self, reason: str) -> tuple[int, bytes]:
@@ -201,7 +201,7 @@ class Writer:
 
     def _close_if_due(self) -> None:
         """An epoch that cannot end for want of the right to make its successor's key goes on; the status says so."""
-        reason = self._epochs.due(self.state.size, self._today())
+        reason = self._epochs.due(self.state.size, self._clock.wall_us())
         if reason is not None:
             with contextlib.suppress(PermissionError):
                 self._close_epoch(reason)
@@ -233,9 +233,6 @@ class Writer:
             raise
         self.epoch_closed.set()
         return size, kept
-
-    def _today(self) -> str:
-        return format_time(self._clock.wall_us())[:10]
 
     def _settle(self) -> None:
         """Sign what recovery found, so that the state is a signed one."""
