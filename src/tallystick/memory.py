@@ -25,7 +25,8 @@ from .disk import DISK
 class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One log as this user knows it. ``root`` and ``genesis`` in hex; times in microseconds since the epoch. ``witnesses``: the
     vkeys of those whose cosignatures count for this user, by the name that he gave them. ``successor``: the verifier key and genesis
-    root of the log that ``tally resume`` of this user put in its place; empty where there is none."""
+    root of the log that ``tally resume`` of this user put in its place; empty where there is none. ``pinned_us``: when the key was
+    pinned, 0 where an older version did it."""
 
     origin: str
     vkey: str
@@ -37,6 +38,7 @@ class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     full_us: int = 0
     witnesses: dict[str, str] = {}
     successor: str = ""
+    pinned_us: int = 0
 
 
 class Memory:
@@ -82,7 +84,10 @@ class Memory:
         """Remember how far it was proven; what else is known of the path stays as it is now."""
         with self._changing() as logs:
             before = logs.get(_name(log))
-            logs[_name(log)] = known if before is None else msgspec.structs.replace(known, witnesses=before.witnesses)
+            if before is not None:
+                known = msgspec.structs.replace(known, witnesses=before.witnesses, successor=before.successor,
+                                                pinned_us=before.pinned_us)  # fmt: skip
+            logs[_name(log)] = known
 
     def pin_witness(self, log: Path, name: str, vkey: str) -> None:
         """See ``pin_witness``."""

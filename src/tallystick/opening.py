@@ -82,7 +82,8 @@ def make_log(folder: Path, memory: Memory, *, retention_days: int, origin: str |
         return
     first = genesis.open()
     vkey = genesis.vkey.format()
-    memory.put(folder, Known(name, vkey, first.root.hex(), 1, first.root.hex(), CLOCK.wall_us()))
+    now = CLOCK.wall_us()
+    memory.put(folder, Known(name, vkey, first.root.hex(), 1, first.root.hex(), now, pinned_us=now))
     sys.stderr.write(
         f"tallystick made a new log\n  folder   {folder}\n  origin   {name}\n  key      {vkey}\n"
         f"  keeps    entries {retention_days} days; values of audited functions (500 characters each) encrypted\n"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import config as cfg
+from .anchor.saved_mail import find_note
 from .clock import CLOCK
 from .core.checkpoint import Checkpoint, open_checkpoint
 from .core.cosignature import ALGORITHMS
@@ -33,6 +35,7 @@ from .logger import AuditLogger
 from .memory import Known, Memory
 from .opening import read_genesis
 from .outside import HandedOut, Parties
+from .splitview import keep_evidence
 from .store.segments import SegmentStore
 from .vault import Vault
 
@@ -117,15 +120,13 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
         _reference(known, "your memory of this log")]  # fmt: skip
     references += _elsewhere(path, genesis, memory, pinned, head, verdict)
     kept = None if asked.checkpoint is None else _kept(asked.checkpoint, genesis, view, head, verdict)
-    if kept is not None:
-        references.append(Reference(kept.size, kept.root, "the checkpoint that you kept"))
     start = start if start <= head.size else 0
     checker.lines(head, start)
     checker.upper_tree(head)
     checker.references(head, references)
-    if kept is not None:
-        checker.given(kept, "the checkpoint that you gave")
+    agrees = kept is None or checker.given(head, kept)
     checker.handed_out(head)
+    _keep_evidence(path, memory, store, checker, [] if agrees else [asked.checkpoint or b""])
     checker.mark(head, _mark(keys, verdict), older_copy=any(f.issue == "older_copy" for f in verdict.findings))
     if content:
         verdict.not_proven.append("index and payloads: left out (--content)")
@@ -134,6 +135,7 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     verdict = checker.finish(head, start)
     now = CLOCK.wall_us()
     _stale(verdict, now)
+    _lacks(path, checker, verdict)
     if asked.require is not None:
         due, newest = checker.recorded_until(now - asked.require.age_us, head.size)
         verdict.findings += asked.require.lacking(verdict, due, now, newest, 0)
@@ -165,6 +167,32 @@ def _stale(verdict: Verdict, now_us: int) -> None:
     newest = max((c.time_us for c in verdict.confirmations if c.counts), default=0)
     if newest and verdict.confirmed_to < verdict.tree_size and now_us - newest > MAX_AGE_US:
         verdict.stale_since_us = newest
+
+
+def _keep_evidence(path: Path, memory: Memory, store: SegmentStore, checker: Checker, notes: list[bytes]) -> None:
+    """Checkpoints signed by this log that are not of this history, and its own head, outlive whatever becomes of the folder."""
+    for file in checker.contradicting[:20]:
+        with contextlib.suppress(AuditError, OSError):
+            notes.append(HandedOut(path).signed(int(file[-20:])) or b"")
+    if notes:
+        with contextlib.suppress(AuditError):
+            notes.append(store.head() or b"")
+        kept = keep_evidence(memory, checker.verdict.origin, [note for note in notes if note])
+        checker.verdict.evidence = [str(file) for file in kept]
+
+
+def _lacks(path: Path, checker: Checker, verdict: Verdict) -> None:
+    """What would make the verdict stronger, and the command that adds it."""
+    said, log = {c.kind for c in verdict.confirmations if c.counts}, shlex.quote(str(path))
+    for name, vkey in checker.unpinned_witnesses():
+        verdict.lacks.append((f"this log asks witness {name}, whose key you have not pinned: compare it with what its owner gave you",
+                              f"tally witness add {shlex.quote(name)} {vkey} URL --log {log}"))  # fmt: skip
+    if "witness" not in said and not checker.unpinned_witnesses():
+        verdict.lacks.append(("no witness confirms this log", f"tally witness add NAME VKEY URL --log {log}"))
+    if not said:
+        verdict.lacks.append(("nothing of it was kept outside this machine", f"tally checkpoint {log} > KEPT-ELSEWHERE"))
+    if not verdict.sealed_to and verdict.key[1] != "nobody":
+        verdict.lacks.append(("nothing is sealed yet: whoever breaks in can still change all of it", f"tally key rotate {log}"))
 
 
 def _strange_files(path: Path) -> list[str]:
@@ -204,6 +232,8 @@ def _trust(
 ) -> None:
     """Trust on first use: the key must be the one given, or the one remembered for this path."""
     vkey = genesis.vkey.format()
+    who = "given" if pinned is not None else "you" if known is not None and known.vkey == vkey else "nobody"
+    verdict.key = (vkey, who, known.pinned_us if known is not None and who == "you" else 0)
     if pinned is not None:
         verdict.not_proven.append("this run remembers nothing: the key was given (--vkey)")
         if pinned != genesis.vkey:
@@ -250,7 +280,7 @@ def _kept(note: bytes, genesis: Genesis, view: LogView, head: Checkpoint, verdic
     except AuditError:
         pass
     try:
-        return open_checkpoint(note, keys, origin=genesis.origin)
+        return open_checkpoint(find_note(note), keys, origin=genesis.origin)
     except VerificationError as e:
         verdict.findings.append(Finding("malformed", f"the checkpoint that you gave is not one of this log: {e}", 4))
     except Malformed as e:
@@ -295,7 +325,8 @@ def trust(path: Path, memory: Memory, vkey: str | None) -> Verdict:
         raise VerificationError(f"{path} is known here with another key; if that is right: tally trust --forget {path}")
     first = genesis.open()
     if known is None:
-        memory.put(path, Known(genesis.origin, genesis.vkey.format(), first.root.hex(), 1, first.root.hex(), CLOCK.wall_us()))
+        now = CLOCK.wall_us()
+        memory.put(path, Known(genesis.origin, genesis.vkey.format(), first.root.hex(), 1, first.root.hex(), now, pinned_us=now))
     verdict = verify_log(path, memory=memory)
     if verdict.exit_code not in (0, 3) and known is None:
         memory.forget(path)

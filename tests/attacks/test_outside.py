@@ -64,7 +64,7 @@ def test_a_witness_that_is_not_pinned_is_named_and_does_not_count(case: Case) ->
     case.put("policy", own_policy(case, Witness("ben", BEN.verifier)).format())
     hand_out(case, 30, BEN)
     verdict = case.check(0)
-    assert verdict.confirmed_to == 0 and "none of them confirmed outside this machine yet" in verdict.sentence
+    assert verdict.confirmed_to == 0 and "none of them is confirmed outside this machine yet" in verdict.sentence
     (one,) = verdict.confirmations
     assert (one.by, one.size, one.counts, one.remark) == ("witness ben", 30, False, "its key is not pinned here")
     assert all(s.outside == () for s in verdict.spans)

@@ -298,7 +298,7 @@ def test_verify_exit_codes(tally, log, process, tmp_path):
     ran = tally("verify")
     assert ran.code == 0
     assert "NOTHING ALTERED, NOTHING MISSING among 4 entries" in ran.out
-    assert max(len(line) for line in ran.out.splitlines()[1:]) <= 100
+    assert max(len(line) for line in ran.out.splitlines()[1:] if "tally " not in line) <= 100  # commands are never wrapped
     assert tally("verify", "--json").json["exit_code"] == 0
     assert tally("verify", "--new-only").code == 0
     assert tally("verify", "--content").code == 0
@@ -638,3 +638,62 @@ def test_a_proof_is_made_against_the_newest_checkpoint_that_witnesses_cosigned(t
     assert proof.verify_witnessed(Path("e.json").read_bytes(), Policy.parse(policy)).cosignatures[0].key == witness.verifier
     assert size_of("#1", "--current")[0] == sizes[2] + 1
     assert size_of(f"#{sizes[2]}")[0] == sizes[2] + 1  # nothing cosigned covers it
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------------------------
+
+
+def test_requirements_are_a_usage_error_before_anything_is_read(tally, log):
+    for words in ("witnesed", "max-age=1w", ""):
+        assert tally("verify", "nowhere", "--require", words).code == 2
+    assert tally("verify", "--require", "sealed,content").code == 0  # nothing is older than 25 h
+    ran = tally("verify", "--require", "max-age=1d")
+    assert ran.code == 3 and "NOTHING ALTERED, NOTHING MISSING" in ran.out and "NOT AS ASKED FOR" in ran.out
+    assert "tally witness add" in ran.out
+
+
+def test_the_screen_has_no_words_of_cryptography_without_details(tally, log):
+    tally("key", "rotate")
+    out = tally("verify").out
+    rest = out.replace(str(log.absolute()), "").replace("tally checkpoint", "").replace("epoch closed", "")
+    for word in ("root", "checkpoint", "cosignature", "epoch", "tree", "hash", "Merkle", "signature"):
+        assert word not in rest, out
+    details = tally("verify", "--details").out
+    assert "root hash" in details and "log key" in details
+
+
+def test_two_checkpoints_are_one_history_or_evidence(tally, log, process, tmp_path):
+    from tallystick.core.checkpoint import Checkpoint, sign_checkpoint
+    from tallystick.keys import KeyFolder
+
+    Path("a").write_text(tally("checkpoint").out)
+    tally("record", "--actor", "a", "--action", "b")
+    Path("b").write_text(tally("checkpoint").out)
+    assert tally("verify", "a", "a").code == 0
+    ran = tally("verify", "a", "b")
+    assert ran.code == 3 and "tally verify a b --log LOG" in ran.out
+    assert tally("verify", "b", "a", "--log", "audit_log").code == 0
+    assert tally("verify", "a", "audit_log").code == 0
+    assert tally("verify", "a").code == 2
+    assert tally("verify", "audit_log", "--log", "audit_log").code == 2
+    key = KeyFolder(Path("audit_log.keys")).log_key()
+    size = int(Path("b").read_text().split("\n")[1])
+    Path("c").write_bytes(sign_checkpoint(Checkpoint("test/log", size, b"c" * 32), key))
+    found = tally("verify", "b", "c", "--json").json
+    assert (found["exit_code"], found["issues"][0]["issue"]) == (6, "split_view")
+    kept = {Path(p).read_bytes() for p in found["evidence"]}
+    assert kept == {Path("b").read_bytes(), Path("c").read_bytes()}
+    assert tally("verify", "a", "c").code == 3
+    found = tally("verify", "a", "c", "--log", "audit_log", "--json").json
+    assert found["exit_code"] == 6 and "the log here agrees with a" in found["issues"][0]["text"]
+    found = tally("verify", "c", "audit_log", "--json").json
+    assert found["exit_code"] == 6 and Path("c").read_bytes() in {Path(p).read_bytes() for p in found["evidence"]}
+    stranger = process("verify", Path("a").absolute(), Path("b").absolute(), env={"TALLY_STATE": str(tmp_path / "other")})
+    assert stranger.returncode == 3
+
+
+def test_what_a_mail_program_saved_is_taken_as_it_is(tally, log):
+    note = tally("checkpoint").out
+    Path("saved.eml").write_text(f"From: log@example.com\nSubject: checkpoint\n\nKeep this.\n\n{note}")
+    ran = tally("verify", "--checkpoint", "saved.eml")
+    assert ran.code == 0 and "All of them are also confirmed outside this machine" in ran.out

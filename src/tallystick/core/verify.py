@@ -15,6 +15,7 @@ from .times import format_time
 
 ISSUES = ("checksum_mismatch", "missing", "duplicate", "order", "index_mismatch", "bad_signature", "rolled_back", "replaced",
           "split_view")
+ASKED = ("not_witnessed", "not_anchored", "not_sealed", "not_content", "not_confirmed", "not_alive", "stale", "silent")
 HASHES_ONLY = "hashes only"
 _ORDER = (6, 2, 4, 5, 3)
 _WORDS = {0: "intact", 2: "not readable", 3: "cannot judge", 4: "malformed", 5: "stale", 6: "altered"}
@@ -109,6 +110,9 @@ class Verdict:
     gone_to: int = 0
     seen: list[str] = field(default_factory=list)
     times: tuple[str, str] | None = None  # when the first and the last entry that are here were recorded
+    evidence: list[str] = field(default_factory=list)  # files with checkpoints that contradict each other
+    lacks: list[tuple[str, str]] = field(default_factory=list)  # what would make it stronger, and the command that adds it
+    key: tuple[str, str, int] = ("", "", 0)  # the log's verifier key, who vouches for it (you, given, nobody), since when if known
     stale_since_us: int = 0  # the newest confirmation, where it is too old and not of everything
 
     @property
@@ -137,6 +141,8 @@ class Verdict:
                     "replaced": "not the log that is known here", "split_view": "told in two versions"}  # fmt: skip
             return "; ".join(f"{n:,} × {said[name]}" for name, n in count.items() if n).upper() + "."
         worst = next(f for f in self.findings if f.code == code)
+        if all(f.issue in ASKED for f in self.findings):
+            return f"{self._good()[:-1]}. NOT AS ASKED FOR: {worst.text}."
         return f"{self.verdict.upper()}: {worst.text}."
 
     def _good(self) -> str:
@@ -155,7 +161,7 @@ class Verdict:
         """How much of the log somebody outside this machine confirms, and since when nothing newer."""
         left = self.tree_size - self.confirmed_to
         if not self.confirmed_to:
-            return "none of them confirmed outside this machine yet"
+            return "none of them is confirmed outside this machine yet"
         text = "all of them" if left <= 0 else f"all but the newest {left:,}" if left > 1 else "all but the newest one"
         stale = f", nothing newer since {minute_text(self.stale_since_us)}" if self.stale_since_us else ""
         return f"{text} also confirmed outside this machine{stale}"
@@ -181,6 +187,9 @@ class Verdict:
             "anchored_until": self.anchored_to, "sealed_until": self.sealed_to,
             "stale_since": format_time(self.stale_since_us) if self.stale_since_us else None,
             "confirmations": [c.as_dict() for c in self.confirmations], "seen": self.seen,
+            "lacks": [{"what": what, "command": command} for what, command in self.lacks],
+            "evidence": self.evidence,
+            "key": {"vkey": self.key[0], "pinned": self.key[1], "since": format_time(self.key[2]) if self.key[2] else None},
         }  # fmt: skip
 
 

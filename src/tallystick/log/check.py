@@ -73,7 +73,7 @@ class Checker:
         self._head_error = ""
         self._keyless = 0  # payloads that lie here while no key folder does
         self._config: str | None = None
-        self.kept: list[Kept] = []
+        self.contradicting: list[str] = []  # files with checkpoints of this log that are not of this history
         self._epochs: list[tuple[int, str]] = []  # ascending: entries below this size, if no earlier one says so, and what holds
 
     # -- steps -------------------------------------------------------------------------------------------------------
@@ -657,6 +657,7 @@ class Checker:
         for witness in seen:
             by.setdefault(witness.kept.file, []).append(witness.name)
         holding = [one for one in kept if one.checkpoint.size <= head.size]
+        self.contradicting += [one.file for one in kept[len(holding) :]]
         for one in kept[len(holding) :]:
             self._beyond_the_end(head, one.checkpoint, one.file, by.get(one.file, []))
         good, comparable = self._same_history(head, [one.checkpoint for one in holding])
@@ -664,13 +665,13 @@ class Checker:
             one = holding[len(good)]
             self._not_comparable(Reference(one.checkpoint.size, one.checkpoint.root, one.file))
         elif len(good) < len(holding):
+            self.contradicting += [one.file for one in holding[len(good) :]]
             first, last_good = holding[len(good)], holding[len(good) - 1].checkpoint.size if good else 0
             later = len(holding) - len(good) - 1
             self._find("replaced", self._said_by(first.file, by.get(first.file, [])) + f" is of other entries: something below "
                        f"#{first.checkpoint.size:,} is not what was signed then" + (f" ({later:,} later ones too)" if later else ""),
                        index=last_good, end=first.checkpoint.size)  # fmt: skip
         self.verdict.confirmations += self._outside.confirmations(holding[: len(good)], seen)
-        self.kept = kept
         self._seal(holding[: len(good)])
 
     def _seal(self, holding: list[Kept]) -> None:
@@ -687,6 +688,10 @@ class Checker:
             return
         self.verdict.sealed_to = seals.sealed_to
         self._epochs = [(seals.sealed_to, "sealed"), (closed_to, word)]
+
+    def unpinned_witnesses(self) -> list[tuple[str, str]]:
+        """Name and vkey of witnesses that the log asks and whose keys the verifier did not bring along."""
+        return [] if self._outside is None else self._outside.unpinned()
 
     @staticmethod
     def _said_by(file: str, names: list[str]) -> str:
@@ -725,10 +730,14 @@ class Checker:
             return False
         return True
 
-    def given(self, checkpoint: Checkpoint, name: str) -> None:
-        """A checkpoint that whoever verifies brought along, and that ``references`` did not contradict."""
-        if not any(f.code == 6 for f in self.verdict.findings):
-            self.verdict.confirmations.append(Confirmation(name, "given", checkpoint.size))
+    def given(self, head: Checkpoint, checkpoint: Checkpoint) -> bool:
+        """A checkpoint that whoever verifies brought along: it confirms what it is of, or False."""
+        before = len(self.verdict.findings)
+        self.references(head, [Reference(checkpoint.size, checkpoint.root, "the checkpoint that you kept")])
+        if len(self.verdict.findings) > before:
+            return False
+        self.verdict.confirmations.append(Confirmation("the checkpoint that you gave", "given", checkpoint.size))
+        return True
 
     def mark(self, head: Checkpoint, mark: Mark | None, *, older_copy: bool = False) -> None:
         """What was last signed here, where it can be read. A copy known to be older may lie beside the keys of the newer."""
