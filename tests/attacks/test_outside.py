@@ -202,3 +202,14 @@ def test_nothing_is_sealed_in_a_log_whose_key_nobody_pinned(case: Case) -> None:
     case.memory.forget(case.folder)
     verdict = case.check(3, ("unknown", None))
     assert verdict.sealed_to == 0 and verdict.spans[0].epoch == "epoch closed, its key not pinned"
+
+
+def test_lines_out_of_place_do_not_make_the_head_look_unsigned(case: Case) -> None:
+    """The close of an epoch names the next key, and its own index: one line less before it, and the head seems to be of no key."""
+    with AuditLogger(case.folder, memory=case.memory) as log:
+        log.rotate()
+        fill(log, 2)
+    line = case.line(3)
+    case.change_lines(line.file, lambda lines: lines.pop(3))
+    verdict = case.check(6, ("missing", 3))
+    assert verdict.sealed_to == HandedOut(case.folder).sizes()[0]

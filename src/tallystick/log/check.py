@@ -170,9 +170,26 @@ class Checker:
         elif agree and frontier.size < head.size:
             self._find("missing", f"#{frontier.size:,}–#{head.size - 1:,} are not here", index=frontier.size, end=head.size)
         self._name_strangers()
+        self._head_again(head)
         self._entry_0(agree and frontier.size == head.size and frontier.root() == head.root)
         if last_agrees:
             self._beyond(head, segments)
+
+    def _head_again(self, head: Checkpoint) -> None:
+        """Lines that are not in their place named the wrong keys, so that no head could be opened: with those that are, it may be."""
+        if not self._head_error or not self._tree_holds:
+            return
+        own = [(stored.hit.index, stored.line) for stored in self._in_place(0, head.size) if _OWN in stored.line]
+        segments = self._store.segments()
+        with contextlib.suppress(AuditError):
+            self._view.adopt(own, segments[0].start if segments else head.size, head.size)
+            opened = self._view.open_head(self._store.head())
+            if opened.checkpoint == head:
+                self._history = self._view.history(head.size)
+                self.verdict.findings = [f for f in self.verdict.findings if f.text != self._head_error]
+                self._head_error = ""
+                return
+        self._view.forget()
 
     def _entry_0(self, root_holds: bool) -> None:
         """The genesis checkpoint names entry 0: another one is another log, or a line that was altered."""
