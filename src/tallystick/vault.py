@@ -197,7 +197,12 @@ class Vault:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def open(self, place: Place, commitment: str, size: int, *, day: str) -> bytes:
-        """The content, if it is what the entry committed to. ``day`` is the UTC day of the entry's ``recorded_at``.
+        """The content, if it is what the entry committed to. ``day`` is the UTC day of the entry's ``recorded_at``. Raises as
+        ``open_salted``."""
+        return open_commitment(self.open_salted(place, commitment, size, day=day), commitment, size)
+
+    def open_salted(self, place: Place, commitment: str, size: int, *, day: str) -> bytes:
+        """``salt || content``: what opens the commitment for a stranger, once it was seen to do so.
 
         ``PermissionError`` where this user may not read, ``StoreError`` where the payload or its key is not there or was
         destroyed, ``Malformed`` or ``VerificationError`` where the bytes are not what they were.
@@ -213,7 +218,8 @@ class Vault:
             opened = AESGCM(found[1]).decrypt(nonce, sealed, self._bound(place.event_id, place.name))
         except InvalidTag:
             raise VerificationError(f"payloads/{frame.file} at {frame.offset}: altered") from None
-        return open_commitment(opened, commitment, size)
+        open_commitment(opened, commitment, size)
+        return opened
 
     def has_keys(self) -> bool:
         """Whether the folder of the keys is there at all; a copy of a log is made without."""
