@@ -34,8 +34,8 @@ def pack(
     the current one. ``opened``: (entry, name of a payload) to be opened to whoever gets the pack; the name ``salt`` opens the
     commitments of a call. ``since``: a checkpoint that the reader has, so that he can see that the log extends it.
 
-    ``KeyError`` for an entry or payload that is not here, ``StoreError`` where something cannot be opened or does not hold (the pack is
-    checked before it is returned), ``Malformed`` for a ``since`` that is no checkpoint of this log, ``PermissionError``.
+    ``KeyError`` for an entry or payload that is not here, ``StoreError`` where something cannot be opened or does not hold (the
+    pack is checked before it is returned), ``Malformed`` for a ``since`` that is no checkpoint of this log, ``PermissionError``.
     """
     lines = {stored.hit.index: stored.line for stored in map(log.stored, wanted)}
     if not lines:

@@ -26,6 +26,7 @@ COMMANDS = {
     "show": "One entry with everything that is known of it.",
     "verify": "Prove that nothing was altered: a log, a .tlog-proof, an archive.",
     "prove": "Hand out a proof that an entry is in the log.",
+    "pack": "Make an evidence file that a stranger can check: entries, proofs, keys, a checker.",
     "checkpoint": "Print the signed head of the log, to be kept elsewhere.",
     "witness": "Be a witness of logs, or have some for a log.",
     "publish": "Hand the current checkpoint to witnesses and anchors now.",

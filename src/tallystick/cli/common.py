@@ -53,6 +53,22 @@ def print_bytes(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
+def write_whole(file: Path, data: bytes) -> None:
+    """All or nothing, under its name only when it is whole; a device or a pipe is written to, never replaced."""
+    if file.exists() and not file.is_file():
+        file.write_bytes(data)
+        return
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with part.open("xb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def note(text: str) -> None:
     """A remark on standard error."""
     click.echo(clean(text), err=True)

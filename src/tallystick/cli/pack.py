@@ -65,7 +65,7 @@ def command(
     write_whole(target, data)
     members = parse_pack(data)
     indexes = sorted(int(name[8:28]) for name in members if name.startswith("entries/") and name.endswith(".json"))
-    openings = sum(name.startswith("openings/") and name.endswith(".salt") or name.startswith("salts/") for name in members)
+    openings = sum(name.startswith("salts/") or re.fullmatch("openings/.*[.]salt", name) is not None for name in members)
     if as_json:
         print_json({"pack": str(target), "bytes": len(data), "entries": indexes, "openings": openings, "vkey": vkey.format(),
                     "fingerprint": vkey.fingerprint})  # fmt: skip

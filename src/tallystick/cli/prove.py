@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from pathlib import Path
 
 import click
 
-from .common import clean, find_log, log_and_event, open_log, print_bytes, print_json, stored_entry
+from .common import clean, find_log, log_and_event, open_log, print_bytes, print_json, stored_entry, write_whole
 
 
 @click.command(
@@ -50,7 +49,7 @@ def command(args: tuple[str, ...], output: str | None, entry_file: str | None, c
         if file.is_file() and not force:
             raise click.ClickException(f"{file} is there already; name another with -o, or --force")
     for file, data in files:
-        _write(file, data)
+        write_whole(file, data)
     if output == "-":
         print_bytes(proof)
         return
@@ -69,19 +68,3 @@ def command(args: tuple[str, ...], output: str | None, entry_file: str | None, c
         log_word = "" if named is None else f" {shlex.quote(named)}"
         click.echo(f"  tally show{log_word} '#{index}' --raw > {shlex.quote(beside)}")
     click.echo(f"  tally verify {shlex.quote(target)} --entry {shlex.quote(beside)} --vkey {vkey}")
-
-
-def _write(file: Path, data: bytes) -> None:
-    """All or nothing, under its name only when it is whole; a device or a pipe is written to, never replaced."""
-    if file.exists() and not file.is_file():
-        file.write_bytes(data)
-        return
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from . import entry as ent
@@ -95,7 +96,8 @@ class Trust(NamedTuple):
 
 
 def read_pack(members: Mapping[str, bytes]) -> Pack:
-    """The members of a pack → what they are. ``Malformed``, naming the member, for one that is not of its format, too much or missing."""
+    """The members of a pack → what they are. ``Malformed``, naming the member, for one that is not of its format, too much or
+    missing."""
     left = dict(members)
     for name in FOR_PEOPLE:
         if left.pop(name, None) is None:
@@ -113,7 +115,7 @@ def read_pack(members: Mapping[str, bytes]) -> Pack:
     for name in ("log.vkey", "checkpoint"):
         if name not in single:
             raise Malformed(f"the pack has no {name}")
-    _named("checkpoint", lambda: Checkpoint.parse(split(single["checkpoint"])[0]))
+    _named("checkpoint", partial(_read_note, single["checkpoint"]))
     entries, keys = (_lines(folder, found["line"]) for folder in ("entries", "keys"))
     if not entries or 0 not in keys:
         raise Malformed("a pack has at least one entry, and entry 0 among the lines about keys")
@@ -132,7 +134,10 @@ def read_pack(members: Mapping[str, bytes]) -> Pack:
     )  # fmt: skip
 
 
-def check_pack(pack: Pack, trust: Trust = Trust()) -> Verdict:
+NOTHING = Trust()
+
+
+def check_pack(pack: Pack, trust: Trust = NOTHING) -> Verdict:
     """What holds of a pack. Exit codes as everywhere: 0 under a key, checkpoint or policy from elsewhere; 3 where nothing is pinned,
     or something asked for cannot be judged from the pack; 4 and 6 for what is malformed or does not hold, each by its place."""
     return _Check(pack, trust).run()
@@ -159,7 +164,7 @@ class _Check:
             self._try("checkpoint", "bad_signature", lambda: self._epoch_line(history))
             self._chain(history)
         for index, proven in sorted(self.pack.entries.items()):
-            self._try(f"entries/{index:020d}", "checksum_mismatch", lambda i=index, p=proven: self._line(i, p), index)
+            self._try(f"entries/{index:020d}", "checksum_mismatch", partial(self._line, index, proven), index)
         self._open()
         self._try("policy", "bad_signature", self._witnesses)
         self._try("the checkpoint that you gave", "replaced", self._from_elsewhere)
@@ -219,22 +224,22 @@ class _Check:
         """Every closing checkpoint is there, signed by the key that must have, and the tree begins with its tree."""
         signed: dict[int, list[VerifierKey]] = {}
         for size, kept in sorted(self.pack.kept.items()):
-            keys = self._try(f"checkpoints/{size:020d}", "bad_signature", lambda s=size, k=kept: self._kept(s, k, history))
+            keys = self._try(f"checkpoints/{size:020d}", "bad_signature", partial(self._kept, size, kept, history))
             if keys is not None:
                 signed[size] = keys
         seals = history.seals(signed)
         for epoch, size in seals.missing:
             if size not in self.pack.kept or size in signed:
                 self.verdict.findings.append(Finding(
-                    "bad_signature", f"the epoch chain: epoch {epoch} was closed at {size:,} entries, and the checkpoint that its key "
-                    "signed then is not in the pack", 6, file="checkpoints"))  # fmt: skip
+                    "bad_signature", f"the epoch chain: epoch {epoch} was closed at {size:,} entries, and the checkpoint that its "
+                    "key signed then is not in the pack", 6, file="checkpoints"))  # fmt: skip
         for epoch, size in seals.broken:
-            self.verdict.not_proven.append(f"the seal is broken at {size:,} entries: the key of epoch {epoch} was lost, and the log key "
-                                           "stood in for it")  # fmt: skip
+            self.verdict.not_proven.append(f"the seal is broken at {size:,} entries: the key of epoch {epoch} was lost, and the "
+                                           "log key stood in for it")  # fmt: skip
         self.sealed_to = seals.sealed_to
 
     def _kept(self, size: int, kept: KeptCheckpoint, history: History) -> list[VerifierKey]:
-        checkpoint = Checkpoint.parse(split(kept.note)[0])
+        checkpoint = _read_note(kept.note)
         if (checkpoint.origin, checkpoint.size) != (self.head.origin, size):
             raise VerificationError("the checkpoint is of another log or size than its name says")
         if size < 1:
@@ -248,9 +253,9 @@ class _Check:
     def _open(self) -> None:
         for (index, name), opened in sorted(self.pack.openings.items()):
             self._try(f"openings/{index:020d}.{name}", "checksum_mismatch",
-                      lambda i=index, n=name, o=opened: self._opening(i, n, o), index)  # fmt: skip
+                      partial(self._opening, index, name, opened), index)  # fmt: skip
         for index in sorted(self.pack.salts):
-            self._try(f"salts/{index:020d}", "checksum_mismatch", lambda i=index: self._salted(i), index)
+            self._try(f"salts/{index:020d}", "checksum_mismatch", partial(self._salted, index), index)
 
     def _opening(self, index: int, name: str, opened: bytes) -> None:
         ref = ent.decode(self.pack.entries[index].line).payloads.get(name)
@@ -278,8 +283,9 @@ class _Check:
         elif self.pack.policy is not None:
             found = cosignatures(self.pack.note, [w.key for w in self.pack.policy.witnesses])
             if found:
-                self.verdict.not_proven.append(f"that the cosigners are who they seem ({'; '.join(map(_cosigned, found))}): their keys are "
-                                               "the pack's own; give a policy file of yours")  # fmt: skip
+                said = "; ".join(map(_cosigned, found))
+                self.verdict.not_proven.append(f"that the cosigners are who they seem ({said}): their keys are the pack's own; "
+                                               "give a policy file of yours")  # fmt: skip
 
     def _from_elsewhere(self) -> None:
         """A checkpoint that the reader has kept pins the key and the history below it."""
@@ -287,7 +293,7 @@ class _Check:
         if note is None:
             return
         history = read_history(sorted((i, ent.decode(p.line)) for i, p in self.pack.keys.items()))
-        given = Checkpoint.parse(split(note)[0])
+        given = _read_note(note)
         if given.origin != self.head.origin:
             raise Malformed(f"it is of the log {given.origin[:80]!r}, not of {self.head.origin!r}")
         keys = [self.log_key]
@@ -310,7 +316,7 @@ class _Check:
         if size == 1:
             return leaf_hash(self.pack.keys[0].line)
         kept = self.pack.kept.get(size)
-        return None if kept is None else Checkpoint.parse(split(kept.note)[0]).root
+        return None if kept is None else _read_note(kept.note).root
 
     def _conclude(self, history: History | None) -> None:
         verdict = self.verdict
@@ -318,7 +324,8 @@ class _Check:
             return
         if not self.pinned:
             verdict.findings.append(Finding(
-                "unknown", f"nothing pinned: all agrees under the key {self.log_key.fingerprint}, which the pack brought itself", 3))  # fmt: skip
+                "unknown", f"nothing pinned: all agrees under the key {self.log_key.fingerprint}, which the pack brought itself",
+                3))  # fmt: skip
             verdict.next.append("get the key of this log from somebody else than the party that gave you the pack, then: "
                                 "tally verify PACK --vkey KEY")  # fmt: skip
         for index in sorted(self.pack.entries):
@@ -329,13 +336,13 @@ class _Check:
                 words.append(f"below the checkpoint that you kept ({self.kept_size:,})")
             verdict.spans.append(Span(index, index + 1, (*words, *self.words)))
         if self.sealed_to and not self.kept_size:
-            verdict.not_proven.append(f"the seal of {self.sealed_to:,} entries by closed epochs: it counts only with a checkpoint that was "
-                                      "kept outside (a card, an old mail)")  # fmt: skip
+            verdict.not_proven.append(f"the seal of {self.sealed_to:,} entries by closed epochs: it counts only with a checkpoint "
+                                      "that was kept outside (a card, an old mail)")  # fmt: skip
         if self.pack.stamps:
-            verdict.not_proven.append("timestamps: " + ", ".join(f"{party} over checkpoints/{size:020d}" for size, party in self.pack.stamps)
-                                      + "; openssl ts -verify checks them")  # fmt: skip
-        verdict.not_proven.append(f"only {len(self.pack.entries):,} of {self.head.size:,} entries were looked at; whether others belong "
-                                  "to the matter is not in a pack")  # fmt: skip
+            stamps = ", ".join(f"{party} over checkpoints/{size:020d}" for size, party in self.pack.stamps)
+            verdict.not_proven.append(f"timestamps: {stamps}; openssl ts -verify checks them")
+        verdict.not_proven.append(f"only {len(self.pack.entries):,} of {self.head.size:,} entries were looked at; whether others "
+                                  "belong to the matter is not in a pack")  # fmt: skip
 
 
 def _cosigned(cosignature: Cosignature) -> str:
@@ -344,6 +351,10 @@ def _cosigned(cosignature: Cosignature) -> str:
     except (OverflowError, ValueError, OSError):
         when = f"second {cosignature.time_s}"
     return f"cosigned by {cosignature.key.name} {when}"
+
+
+def _read_note(note: bytes) -> Checkpoint:
+    return Checkpoint.parse(split(note)[0])
 
 
 def _named(name: str, read: Callable[[], T]) -> T:
@@ -370,7 +381,7 @@ def _lines(folder: str, found: Mapping[tuple[str, ...], bytes]) -> dict[int, Pro
         if len(parts) != 2:
             raise Malformed(f"{folder}/{number}: an entry and its proof belong together")
         name = f"{folder}/{number}.tlog-proof"
-        proof = _named(name, lambda p=parts: InclusionProof.parse(p["tlog-proof"]))
+        proof = _named(name, partial(InclusionProof.parse, parts["tlog-proof"]))
         if proof.extra is not None:
             raise Malformed(f"{name}: nobody signs an extra line; a pack has none")
         lines[_number(number)] = ProvenLine(parts["json"], proof)
@@ -385,8 +396,8 @@ def _kept(found: Mapping[tuple[str, ...], bytes]) -> dict[int, KeptCheckpoint]:
             raise Malformed(f"checkpoints/{number}: a checkpoint and its consistency proof belong together")
         whole = note + (more or b"")
         for part in (note, whole):
-            _named(f"checkpoints/{number}", lambda n=part: Checkpoint.parse(split(n)[0]))
-        kept[_number(number)] = KeptCheckpoint(whole, _named(f"checkpoints/{number}.consistency", lambda h=hashes: _hashes(h)))
+            _named(f"checkpoints/{number}", partial(_read_note, part))
+        kept[_number(number)] = KeptCheckpoint(whole, _named(f"checkpoints/{number}.consistency", partial(_hashes, hashes)))
     return kept
 
 

@@ -455,7 +455,8 @@ def read_folder(folder):
     members, strangers, total = {}, [], 0  # type: dict[str, bytes], list[str], int
     for top in sorted(os.listdir(folder)):
         path = os.path.join(folder, top)
-        inner = sorted(os.listdir(path)) if os.path.isdir(path) and top in ("entries", "keys", "checkpoints", "openings", "salts") else None
+        ours = os.path.isdir(path) and top in ("entries", "keys", "checkpoints", "openings", "salts")
+        inner = sorted(os.listdir(path)) if ours else None
         if inner is None and not (top in FOR_PEOPLE or (MEMBER.match(top) and os.path.isfile(path))):
             strangers.append(top)
             continue
@@ -547,7 +548,7 @@ class Check:
     def run(self, vkey, checkpoint, policy):
         # type: (str | None, bytes | None, bytes | None) -> None
         self.step("the pack", self.structure)
-        if self.code:
+        if self.findings:
             return
         self.step("log.vkey", self.genesis, vkey)
         self.step("checkpoint", self.head)
@@ -566,11 +567,13 @@ class Check:
         if whole and checkpoint is not None:
             self.step("the checkpoint that you gave", self.from_elsewhere, checkpoint)
         if self.code in (0, 3) and not self.pinned:
-            self.findings.append((3, "nothing pinned: all agrees under the key %s, which the pack brought itself" % self.key.fingerprint))
+            mine = self.key.fingerprint
+            self.findings.append((3, "nothing pinned: all agrees under the key %s, which the pack brought itself" % mine))
 
     def numbers(self, prefix, suffix):
         # type: (str, str) -> list[int]
-        return sorted(int(n[len(prefix) : len(prefix) + 20]) for n in self.m if n.startswith(prefix) and n[len(prefix) + 20 :] == suffix)
+        at = len(prefix)
+        return sorted(int(n[at : at + 20]) for n in self.m if n.startswith(prefix) and n[at + 20 :] == suffix)
 
     def structure(self):
         # type: () -> None
@@ -589,6 +592,8 @@ class Check:
     def member(self, name, data):
         # type: (str, bytes) -> None
         folder, _, rest = name.partition("/")
+        if not (name in FOR_PEOPLE or MEMBER.match(name)):
+            raise Malformed("does not belong into a pack")
         if rest and int(rest[:20]) > SIZE_MAX:
             raise Malformed("a number beyond 2**63-1")
         pairs = {".json": ".tlog-proof", ".tlog-proof": ".json", ".salt": ".content", ".content": ".salt"}
@@ -617,7 +622,7 @@ class Check:
         elif name == "policy":
             Policy(data)
         elif name == "log.vkey":
-            first, newline, note = data.partition(b"\n")
+            first, newline, _ = data.partition(b"\n")
             if len(data) > 8192 or not newline:
                 raise Malformed("not a key and a genesis checkpoint")
             Key(first.decode("latin-1"))
@@ -634,8 +639,8 @@ class Check:
         # type: (str | None) -> None
         first, _, self.genesis_note = self.m["log.vkey"].partition(b"\n")
         self.key = Key(first.decode("latin-1"))
-        signers(self.genesis_note, [self.key])
         origin, size, self.genesis_root = parse_checkpoint(self.genesis_note)
+        signers(self.genesis_note, [self.key])
         if (origin, size) != (self.key.name, 1):
             raise Altered("the genesis checkpoint is of another log, or not of size 1")
         if vkey is not None:
@@ -753,8 +758,8 @@ class Check:
             if keys is None or epoch.closer.text not in keys:  # type: ignore[operator]
                 broken = True
                 if epoch.until not in signed or keys is not None:
-                    self.findings.append((6, "the epoch chain: epoch %d was closed at %d entries, and the checkpoint that its key signed "
-                                          "then is not in the pack" % (epoch.number, epoch.until)))  # fmt: skip
+                    self.findings.append((6, "the epoch chain: epoch %d was closed at %d entries, and the checkpoint that its key "
+                                          "signed then is not in the pack" % (epoch.number, epoch.until)))  # fmt: skip
             elif epoch.closer is not epoch.key:
                 broken = True
                 self.open.append("the seal is broken at %d entries: the key of epoch %d was lost, and the log key stood in for it"
@@ -830,13 +835,13 @@ class Check:
             self.open.append("ML-DSA-44 cosignatures by %s: not checked here" % ", ".join(map(clean, unchecked)))
         if given is None:
             if said:
-                self.open.append("that the cosigners are who they seem (%s): their keys are the pack's own; give a policy file of yours"
-                                 % "; ".join(map(clean, said)))  # fmt: skip
+                self.open.append("that the cosigners are who they seem (%s): their keys are the pack's own; give a policy file of "
+                                 "yours" % "; ".join(map(clean, said)))  # fmt: skip
             return
         self.holds += [clean(s) for s in said]
         if not policy.satisfied(set(found)):
-            self.findings.append((3, "the quorum %s of your policy is not reached: cosigned by %s"
-                                  % (clean(policy.quorum), ", ".join(map(clean, sorted(found))) or "none of its witnesses")))  # fmt: skip
+            by = ", ".join(map(clean, sorted(found))) or "none of its witnesses"
+            self.findings.append((3, "the quorum %s of your policy is not reached: cosigned by %s" % (clean(policy.quorum), by)))
 
     def from_elsewhere(self, note):
         # type: (bytes) -> None
@@ -942,8 +947,8 @@ def report(check, strangers, out):
 
 def arguments(argv):
     # type: (list[str]) -> argparse.Namespace
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], epilog="Exit codes: 0 proven, 2 usage, 3 cannot judge, "
-                                     "4 malformed, 6 altered.")  # fmt: skip
+    codes = "Exit codes: 0 proven, 2 usage, 3 cannot judge, 4 malformed, 6 altered."
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], epilog=codes)
     parser.add_argument("pack", nargs="?", help="the zip, or the unpacked folder (default: where this file lies)")
     parser.add_argument("--vkey", metavar="KEY", help="the log's key, from somebody else than who gave you the pack")
     parser.add_argument("--checkpoint", metavar="FILE", help="a checkpoint that you have kept (a card, a saved mail)")
