@@ -101,6 +101,9 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     store = SegmentStore(path)
     settings = cfg.read_settings(path)
     keys = KeyFolder(cfg.keys_folder(path, settings))
+    strange = _strange_keys(keys.path)
+    if strange:
+        return Verdict(genesis.origin, findings=[Finding("missing", f"{name} is not a file", 6, file=name) for name in strange])
     index = Index(path / "index.db")
     known, content = asked.known, asked.content
     start = known.size if asked.new_only and known is not None else 0
@@ -217,6 +220,24 @@ def _strange_files(path: Path) -> list[str]:
             too_large = name == "log.toml" and status.st_size > _SETTINGS_BYTES_MAX
             if not stat.S_ISREG(status.st_mode) or too_large:
                 found.append(name)
+    return found
+
+
+def _strange_keys(keys: Path) -> list[str]:
+    """The same in the folder of the keys: of what verification opens there."""
+    found = []
+    with contextlib.suppress(OSError):  # not there, not readable by this user: nothing of it is opened either
+        for name in sorted(os.listdir(keys)):
+            if name == "mark" or name.endswith((".key", ".slots")):
+                try:
+                    if not stat.S_ISREG(os.stat(keys / name).st_mode):
+                        found.append(f"{keys.name}/{name}")
+                except FileNotFoundError:
+                    continue  # it was there a moment ago, or leads nowhere
+                except PermissionError:
+                    continue
+                except OSError:
+                    found.append(f"{keys.name}/{name}")
     return found
 
 

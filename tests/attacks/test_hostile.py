@@ -326,6 +326,25 @@ def test_something_else_instead_of_a_file(case: Case, target: str, kind: str, tm
         assert said["exit_code"] == 6 or kind != "folder", said
 
 
+@pytest.mark.parametrize("kind", ["FIFO", "link to a FIFO", "link to itself", "link to /dev/zero"])
+@pytest.mark.parametrize("target", ["mark", "log.key", "epoch-0.key", "slots"])
+def test_something_else_instead_of_a_key(case: Case, target: str, kind: str, tmp_path: Path) -> None:
+    """Nobody waits for ever for a key that never comes."""
+    path = case.keys / (next(p.name for p in case.keys.iterdir() if p.suffix == ".slots") if target == "slots" else target)
+    path.unlink()
+    if kind == "link to itself":
+        path.symlink_to(path.name)
+    elif kind == "link to /dev/zero":
+        path.symlink_to("/dev/zero")
+    else:
+        fifo = path if kind == "FIFO" else tmp_path / "fifo"
+        os.mkfifo(fifo)
+        if fifo != path:
+            path.symlink_to(fifo)
+    said = judge_log(case)
+    assert (said["exit_code"], said["issues"][0]["file"]) == (6, f"{case.keys.name}/{path.name}")
+
+
 # -- proofs ------------------------------------------------------------------------------------------------------------
 
 PROOF = b"c2sp.org/tlog-proof@v1\nindex 5\n"

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from .errors import Malformed, VerificationError
 from .merkle import EMPTY_ROOT, HASH_BYTES, SIZE_MAX
-from .note import SignerKey, VerifierKey, decode_base64, encode_base64, open_note, sign, split
+from .note import Note, SignerKey, VerifierKey, decode_base64, encode_base64, open_split, sign, split
 
 EXTENSIONS_MAX = 16
 EXTENSION_BYTES_MAX = 1024
@@ -138,10 +138,16 @@ def open_checkpoint(note: bytes, keys: Sequence[VerifierKey], *, origin: str | N
     one of the verified signatures must be by a key of the origin's name. ``Malformed``, ``VerificationError``
     (another log, a signature that does not hold) and ``UnknownSigner`` as in ``open_note``.
     """
-    claimed = Checkpoint.parse(split(note)[0])
+    return open_signed(note, keys, origin=origin)[0]
+
+
+def open_signed(note: bytes, keys: Sequence[VerifierKey], *, origin: str | None) -> tuple[Checkpoint, Note]:
+    """The same, with the note: which lines were verified, and which are by others."""
+    text, signatures = split(note)
+    claimed = Checkpoint.parse(text)
     if origin is not None and claimed.origin != origin:
         raise VerificationError("the checkpoint is of another log than the one asked for")
-    opened = open_note(note, keys)
+    opened = open_split(text, signatures, keys)
     if origin is None and claimed.origin not in {s.name for s in opened.verified}:
         raise VerificationError("the checkpoint names another log than the key that signed it")
-    return Checkpoint.parse(opened.text)
+    return claimed, opened

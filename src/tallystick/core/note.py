@@ -261,10 +261,14 @@ def open_note(note: bytes, keys: Sequence[VerifierKey]) -> Note:
     a given key's line does not hold, whatever the others say. ``ValueError`` when a key is not Ed25519
     (0x01), or when two different keys share name and key ID.
     """
+    return open_split(*split(note), keys)
+
+
+def open_split(text: str, signatures: Sequence[Signature], keys: Sequence[VerifierKey]) -> Note:
+    """The same for a note that ``split`` has divided already. Same errors, but ``Malformed``."""
     known = {(k.name, k.key_id): k for k in keys}
     if any(known[k.name, k.key_id] != k or k.algorithm != ED25519 for k in keys):
         raise ValueError("keys are Ed25519 and no two share name and key ID")
-    text, signatures = split(note)
     message = text.encode()
     verified, unverified = [], []
     for signature in signatures:

@@ -15,12 +15,12 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from ..core.checkpoint import Checkpoint, open_checkpoint
+from ..core.checkpoint import Checkpoint, open_signed
 from ..core.cosignature import verify as verify_cosignature
 from ..core.epoch import History
 from ..core.errors import AuditError, Malformed, VerificationError
 from ..core.genesis import Genesis
-from ..core.note import Signature, VerifierKey, split
+from ..core.note import Signature, VerifierKey
 from ..core.policy import POLICY_BYTES_MAX, Policy
 from ..core.times import SECOND_US
 from ..core.verify import Confirmation
@@ -52,8 +52,8 @@ NOBODY = Trusted()
 
 
 class Kept(NamedTuple):
-    """A checkpoint of ``checkpoints/``, signed by this log, with all signature lines on it. ``signed_by``: the log's keys whose lines
-    were verified."""
+    """A checkpoint of ``checkpoints/``, signed by this log, with the signature lines of others on it. ``signed_by``: the log's keys
+    whose lines were verified."""
 
     checkpoint: Checkpoint
     signatures: tuple[Signature, ...]
@@ -90,13 +90,12 @@ class Outside:
                 note = self._handed.signed(size)
                 if note is None:
                     continue  # it was there a moment ago
-                checkpoint = open_checkpoint(note, keys, origin=genesis.origin)
+                checkpoint, opened = open_signed(note, keys, origin=genesis.origin)
                 if checkpoint.size != size:
                     raise Malformed(f"it is of {checkpoint.size:,} entries")
-                signatures = split(note)[1]
-                lines = {(s.name, s.key_id) for s in signatures}
+                lines = {(s.name, s.key_id) for s in opened.verified}
                 by = tuple(key for key in keys if (key.name, key.key_id) in lines)
-                found.append(Kept(checkpoint, signatures, file, by))
+                found.append(Kept(checkpoint, opened.unverified, file, by))
             except AuditError as e:
                 self._tell("bad_signature", f"{file}: {e}", file)
         for name in self._strangers():
