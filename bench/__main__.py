@@ -1,4 +1,5 @@
-"""``python -m bench [--rounds N] [--size N] [--quick] [--capture] [--trust] [--peers] [--large] [--keep FOLDER] [--markdown FILE]``
+"""``python -m bench [--rounds N] [--size N] [--quick] [--capture] [--trust] [--witness] [--peers] [--large] [--keep FOLDER]
+[--markdown FILE]``
 
 Ratios of this machine, measured in one run: every case in turn, round after round; medians with minimum and maximum. The cases that
 write run twice: on the disk as it is, and with every sync 2 ms slower. Nothing here is a test.
@@ -51,6 +52,8 @@ def _run(asked: argparse.Namespace, own: Path) -> list[str]:
         return [*lines, "", *_capture(asked.rounds, scale)]
     if asked.trust:
         return [*lines, "", *_trust(asked.rounds, scale)]
+    if asked.witness:
+        return [*lines, "", *_witness(asked.rounds, scale)]
     plain = _child("bench.writes", str(asked.rounds), scale, "as-is")
     lines += ["", f"WRITES, the disk as it is: fdatasync p50 {plain['fdatasync_p50_us']:.0f} µs, {asked.rounds} rounds", _head()]
     lines += report.table(report.AS_IS, plain["seen"])
@@ -76,7 +79,7 @@ def _run(asked: argparse.Namespace, own: Path) -> list[str]:
         lines += [f"+{SLOWED_US / 1000:.0f} ms per sync", *report.rates(slowed["seen"])]
     lines += ["reads", *report.rates(reads["seen"]),
               "  bytes per entry: " + ", ".join(f"{k} {v:.1f}" for k, v in reads["bytes"].items())]  # fmt: skip
-    lines += ["", *_capture(asked.rounds, scale), "", *_trust(asked.rounds, scale)]
+    lines += ["", *_capture(asked.rounds, scale), "", *_trust(asked.rounds, scale), "", *_witness(asked.rounds, scale)]
     if asked.peers:
         from . import peers
 
@@ -91,6 +94,11 @@ def _capture(rounds: int, scale: str) -> list[str]:
 def _trust(rounds: int, scale: str) -> list[str]:
     found = _child("bench.trust", str(rounds), scale)
     return [f"TRUST BEYOND THE MACHINE, {rounds} rounds", _head(), *report.table(trust.ROWS, found["seen"])]
+
+
+def _witness(rounds: int, scale: str) -> list[str]:
+    seen = _child("bench.witness", str(rounds), scale)["seen"]
+    return [f"WITNESS, {rounds} rounds", _head(), *report.table(report.WITNESS, seen), *report.rates(seen)]
 
 
 def _large(folder: Path, size: int) -> list[str]:
@@ -139,7 +147,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=1_000_000, help="entries of the log that is read")
     parser.add_argument("--quick", action="store_true", help="2 rounds, 20,000 entries: only to see that it runs")
     parser.add_argument("--capture", action="store_true", help="only the capture of calls to models")
-    parser.add_argument("--trust", action="store_true", help="only epochs and witnesses")
+    parser.add_argument("--trust", action="store_true", help="only epochs")
+    parser.add_argument("--witness", action="store_true", help="only witnesses: ours and aics-witness")
     parser.add_argument("--peers", action="store_true", help="also five peers from PyPI, in an environment of their own")
     parser.add_argument("--large", action="store_true", help="also a log ten times the size: disk and minutes")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the logs there and use those that are there")

@@ -93,6 +93,20 @@ CAPTURE = [
           more(f"{way} at the end, MB", f"{way} at a tenth, MB"), less=True) for way in ("wrap", "proxy")),
     Row("acknowledged calls lost on kill -9", 0, 0, "calls", DURABLE, value("kill -9: lost"), less=True),
 ]  # fmt: skip
+_KEPT = "SQLite, synchronous=FULL, before it answers"
+WITNESS = [
+    Row("add-checkpoint of 32 logs at once, tally / aics-witness", 2, 4, "×", f"both: {_KEPT}",
+        ratio("tally witness, 32 logs at once", "aics-witness, 32 logs at once")),
+    Row("the same: p99, aics-witness / tally", 2, 4, "×", f"both: {_KEPT}",
+        ratio("aics-witness, 32 logs at once: p99, ms", "tally witness, 32 logs at once: p99, ms")),
+    Row("one log alone: p50, aics-witness / tally", 1, 2, "×", f"both: {_KEPT}",
+        ratio("aics-witness, one log: p50, ms", "tally witness, one log: p50, ms")),
+    Row("log() with a witness over without, p50", 1.05, 1.0, "×", DURABLE,
+        ratio("log() p50, with a witness, µs", "log() p50, no witness, µs"), less=True),
+    Row("the same while a checkpoint is being witnessed, p50", 1.1, 1.0, "×", DURABLE,
+        ratio("log() p50, while a checkpoint is witnessed, µs", "log() p50, no witness, µs"), less=True),
+    Row("checkpoints that were witnessed meanwhile", 1, 1, "of 1", "", value("checkpoints witnessed in a round")),
+]  # fmt: skip
 
 
 def table(rows: list[Row], seen: dict[str, list[float]]) -> list[str]:

@@ -120,3 +120,16 @@ def test_completeness_is_judged_by_what_a_span_says():
         assert lacks(wants(), ended) == ["end"]
     said = json.dumps([{"parts": [{"type": "tool_call", "name": "weather", "arguments": {"city": "Köln"}}]}])
     assert lacks(wants(tool=True), Span("OK", gen_ai__request__model="m", gen_ai__output__messages=said)) == []
+
+
+def test_every_row_of_the_witnesses():
+    """In the checkout: it fetches aics-witness as the foreign tests do."""
+    from ..foreign.packages import AICS, need, wheels
+
+    need(wheels, *AICS)
+    done = subprocess.run([sys.executable, "-m", "bench.witness", "1", "0.05"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = json.loads(done.stdout)["seen"]
+    lines = report.table(report.WITNESS, seen)
+    assert len(lines) == len(report.WITNESS)
+    assert all("reached" in line.lower() for line in lines)
