@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from .anchor.configured import AnchorSettings, check_anchors
 from .capture.content import POLICIES
 from .capture.recorder import FAILURES
 from .core.checkpoint import check_origin
@@ -92,6 +93,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ai: AI = AI()
     approval: tuple[ApprovalRule, ...] = ()
     publish: Publish = Publish()
+    anchor: tuple[AnchorSettings, ...] = ()
 
 
 def build_settings(origin: str, timezone: str, keys: str, retention_days: int) -> bytes:
@@ -165,6 +167,10 @@ def read_settings(folder: Path) -> Settings:
         raise ConfigError(f"{path}: retention.days is at least 0, segments.bytes at least 4096")
     if not 0 <= settings.publish.minutes <= 525_600:
         raise ConfigError(f"{path}: publish.minutes is 0 to 525600")
+    try:
+        check_anchors(settings.anchor)
+    except Malformed as e:
+        raise ConfigError(f"{path}: {e}") from e
     if not settings.keys or "\0" in settings.keys:
         raise ConfigError(f"{path}: keys is the path of a folder")
     return settings

@@ -41,9 +41,13 @@ class Disk:
         made = bool(flags & os.O_CREAT) and not path.exists()
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         if made:
-            os.fchmod(fd, mode)
-            if like is not None:
-                give_to_owner_of(like, fd)
+            try:
+                os.fchmod(fd, mode)
+                if like is not None:
+                    give_to_owner_of(like, fd)
+            except OSError:  # a file system without modes
+                os.close(fd)
+                raise
         return fd
 
     def write_at(self, fd: int, data: bytes, offset: int) -> None:

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from .clock import CLOCK
-from .config import Settings, read_settings
+from .anchor.configured import build_anchor
+from .config import Settings, keys_folder, read_settings
 from .core.checkpoint import Checkpoint, open_checkpoint
 from .core.errors import AuditError, ConfigError, Malformed, OutsideError, StoreError, VerificationError
 from .core.genesis import Genesis
@@ -183,9 +184,14 @@ def parties_of(source: Source, settings: Settings) -> list[Party]:
     return found
 
 
-def _anchors(source: Source, settings: Settings) -> list[Party]:  # noqa: ARG001
-    """The ``[[anchor]]`` tables."""
-    return []
+def _anchors(source: Source, settings: Settings) -> list[Party]:
+    """The ``[[anchor]]`` tables. A name that a witness has is no anchor's: both would be one in ``outside/``."""
+    names = {one.name for one in known_witnesses(read_policy(source.folder))}
+    for one in settings.anchor:
+        if one.name in names:
+            raise ConfigError(f"{source.folder / 'log.toml'}: the anchor {one.name} has the name of a witness of {source.folder / 'policy'}")
+    keys = keys_folder(source.folder, settings)
+    return [build_anchor(one, source.genesis.origin, source.folder, keys, source.disk) for one in settings.anchor]
 
 
 # -- handing out -----------------------------------------------------------------------------------------------------------
