@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from .capture.content import POLICIES
 from .capture.recorder import FAILURES
 from .core.checkpoint import check_origin
 from .core.errors import ConfigError, Malformed
+from .disk import DISK, Disk, file_mode
 from .reports.approvals import Rule
 
 LEFT = re.compile(r"\.until-[0-9]{1,19}(?:\.[0-9]{1,4})?\Z", re.ASCII)  # how the name of an older part ends
@@ -199,3 +201,58 @@ def keys_folder(folder: Path, settings: Settings) -> Path:
         if own.is_dir() or (home / "log.vkey").is_file():
             return own
     return keys
+
+
+def add_anchor(folder: Path, anchor: AnchorSettings, taken: Iterable[str] = (), disk: Disk = DISK) -> None:
+    """Append an ``[[anchor]]`` table to ``log.toml``; the rest stays byte for byte. ``ConfigError`` if the file could not be read
+    then, ``Malformed`` for values that cannot be or a name that is ``taken``. That it changed becomes an entry at the next append."""
+    settings = read_settings(folder)
+    check_anchors((*settings.anchor, anchor), taken)
+    values = msgspec.to_builtins(anchor)
+    defaults = {f.encode_name: f.default for f in msgspec.structs.fields(anchor)}
+    lines = [f"{key} = {_toml(value)}\n" for key, value in values.items() if value != defaults.get(key)]
+    data = (folder / "log.toml").read_bytes()
+    gap = b"" if data.endswith(b"\n") else b"\n"
+    _replace(folder, data + gap + ("\n[[anchor]]\n" + "".join(lines)).encode(), (*settings.anchor, anchor), disk)
+
+
+def remove_anchor(folder: Path, name: str, disk: Disk = DISK) -> None:
+    """Take the table of one anchor out of ``log.toml``. ``ConfigError`` if there is none, or if it is written in a way that a person
+    has to edit."""
+    settings, path = read_settings(folder), folder / "log.toml"
+    at = next((number for number, one in enumerate(settings.anchor) if one.name == name), None)
+    if at is None:
+        raise ConfigError(f"{path}: there is no anchor {name}")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    starts = [number for number, line in enumerate(lines) if line.strip().replace(" ", "").startswith("[[anchor]]")]
+    if len(starts) != len(settings.anchor):
+        raise ConfigError(f"{path}: the tables of anchors are written in another way; remove it there by hand")
+    start = starts[at]
+    end = next((n for n in range(start + 1, len(lines)) if lines[n].lstrip().startswith("[")), len(lines))
+    while end > start + 1 and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")):
+        end -= 1  # what stands above the next table belongs to that one
+    if start and not lines[start - 1].strip():
+        start -= 1
+    rest = "".join(lines[:start] + lines[end:]).encode()
+    _replace(folder, rest, settings.anchor[:at] + settings.anchor[at + 1 :], disk)
+
+
+def _replace(folder: Path, data: bytes, anchors: tuple[AnchorSettings, ...], disk: Disk) -> None:
+    """Write ``log.toml`` if it says then what was meant, and nothing else."""
+    path, before = folder / "log.toml", read_settings(folder)
+    try:
+        after = msgspec.convert(tomllib.loads(data.decode("utf-8")), Settings)
+    except (ValueError, RecursionError, msgspec.ValidationError) as e:
+        raise ConfigError(f"{path} would not be readable any more ({e}); edit it by hand") from None
+    if after != msgspec.structs.replace(before, anchor=anchors):
+        raise ConfigError(f"{path} is written in a way that only a person should edit; nothing was changed")
+    disk.write_file(path, data, file_mode(folder), like=folder)
+
+
+def _toml(value: str | bool) -> str:
+    """A basic string (TOML 1.0) or a boolean. ``Malformed`` for text that is not Unicode."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise Malformed("a path or name that is not UTF-8 cannot stand in log.toml")
+    return '"' + "".join(f"\\U{ord(c):08x}" if c in '"\\' or not c.isprintable() else c for c in value) + '"'

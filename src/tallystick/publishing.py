@@ -23,8 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from .clock import CLOCK
 from .anchor.configured import build_anchor
+from .clock import CLOCK
 from .config import Settings, keys_folder, read_settings
 from .core.checkpoint import Checkpoint, open_checkpoint
 from .core.errors import AuditError, ConfigError, Malformed, OutsideError, StoreError, VerificationError
@@ -189,7 +189,7 @@ def _anchors(source: Source, settings: Settings) -> list[Party]:
     names = {one.name for one in known_witnesses(read_policy(source.folder))}
     for one in settings.anchor:
         if one.name in names:
-            raise ConfigError(f"{source.folder / 'log.toml'}: the anchor {one.name} has the name of a witness of {source.folder / 'policy'}")
+            raise ConfigError(f"{source.folder / 'log.toml'}: the anchor {one.name} has the name of a witness in the file policy")
     keys = keys_folder(source.folder, settings)
     return [build_anchor(one, source.genesis.origin, source.folder, keys, source.disk) for one in settings.anchor]
 

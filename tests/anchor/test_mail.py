@@ -56,7 +56,7 @@ def test_sendmail_takes_a_mail_in_which_the_note_is_found_again(tmp_path):
 def test_a_sendmail_that_fails_leaves_it_pending_with_its_words(tmp_path):
     with pytest.raises(OutsideError, match=r"sendmail ended with 75: queue file write error$"):
         _mail(tmp_path, sendmail=str(sendmail(tmp_path, 75, "queue file\n write error"))).hand_over(1, NOTE)
-    with pytest.raises(OutsideError, match="is not there; install a mail system or send by smtp"):
+    with pytest.raises(OutsideError, match="is not there; install a mail system, or name a server"):
         _mail(tmp_path, sendmail="/nonexistent/sendmail").hand_over(1, NOTE)
 
 

@@ -124,7 +124,7 @@ class Mail:
         try:
             done = subprocess.run([program, "-i", "-t"], input=mail, capture_output=True, check=False, timeout=2 * TIMEOUT_S)
         except FileNotFoundError:
-            raise OutsideError(f"{program} is not there; install a mail system or send by smtp = \"host:port\"") from None
+            raise OutsideError(f"{program} is not there; install a mail system, or name a server: --smtp HOST:PORT") from None
         except OSError as e:
             raise OutsideError(f"{program}: {e.strerror}") from e
         except subprocess.TimeoutExpired:

@@ -29,6 +29,7 @@ COMMANDS = {
     "pack": "Make an evidence file that a stranger can check: entries, proofs, keys, a checker.",
     "checkpoint": "Print the signed head of the log, to be kept elsewhere.",
     "witness": "Be a witness of logs, or have some for a log.",
+    "anchor": "Send checkpoints by e-mail, to a folder elsewhere, to a timestamp authority.",
     "publish": "Hand the current checkpoint to witnesses and anchors now.",
     "proxy": "Record every call to a model that passes, by any client.",
     "ai": "Calls to models, and what became of their answers.",

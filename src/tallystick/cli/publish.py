@@ -31,7 +31,7 @@ def command(log: str | None, as_json: bool) -> int:
     with open_log(find_log(log)) as opened:
         outcomes = hand_out(opened)
         if not outcomes and not as_json:
-            note(f"nobody is configured: tally witness add NAME VKEY URL --log {opened.path}")
+            note(f"nobody is configured: tally witness add or tally anchor add, with --log {opened.path}")
         return show(outcomes, as_json)
 
 
