@@ -30,20 +30,23 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .clock import CLOCK
-from .config import LEFT
+from .config import LEFT, keys_folder, read_settings
 from .core import entry as ent
 from .core.checkpoint import check_origin
 from .core.epoch import CREATED, is_own
-from .core.errors import AuditError, Malformed, StoreError, VerificationError
+from .core.errors import AuditError, Malformed, ReadOnly, StoreError, VerificationError
 from .core.genesis import Genesis
 from .core.merkle import HASH_BYTES, SIZE_MAX, leaf_hash
 from .core.note import SignerKey, VerifierKey, encode_base64, open_note, sign
+from .core.query import Question
 from .core.tiles import root_at
 from .core.verify import Finding, Verdict
-from .log.view import parse_key_lines
+from .index.derive import Counts
+from .log.view import LogView, Stored, parse_key_lines
 from .memory import Known, Memory
-from .opening import read_genesis
+from .opening import indexes_of, read_genesis
 from .store.segments import SegmentStore
+from .vault import Vault
 
 PARTS_MAX = 1000
 NOTE_BYTES_MAX = 16_384
@@ -53,7 +56,7 @@ _PLACE = re.compile(r"(?:([0-9]{1,4})#|#?)([0-9]{1,19})", re.ASCII)
 
 class Named(NamedTuple):
     """What a successor's entry 0 says of its predecessor. ``lost``: the half-open range of the predecessor's entries that were signed
-    and are not here, empty where none is known to be lost."""
+    and are not here; ``unsigned``: of lines behind its head that nobody signed; each empty where there are none."""
 
     part: int
     origin: str
@@ -62,6 +65,7 @@ class Named(NamedTuple):
     root: bytes
     folder: str
     lost: tuple[int, int]
+    unsigned: tuple[int, int]
     reason: str
     user: str
 
@@ -72,16 +76,18 @@ class Named(NamedTuple):
         if told is None:
             return None
         try:
-            lost = told.get("lost") or {"first": told["size"], "end": told["size"]}
+            none = {"first": told["size"], "end": told["size"]}
+            lost, unsigned = told.get("lost") or none, told.get("unsigned") or none
             named = cls(told["part"], told["origin"], VerifierKey.parse(told["vkey"]), told["size"], bytes.fromhex(told["root"]),
-                        told["folder"], (lost["first"], lost["end"]), str(details.get("reason", "")),
-                        str(details.get("user", "")))  # fmt: skip
+                        told["folder"], (lost["first"], lost["end"]), (unsigned["first"], unsigned["end"]),
+                        str(details.get("reason", "")), str(details.get("user", "")))  # fmt: skip
             check_origin(named.origin)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise Malformed(f"log.created names its predecessor in a way that cannot be read ({e!r:.120})") from None
-        numbers = (named.part, named.size, *named.lost)
+        numbers = (named.part, named.size, *named.lost, *named.unsigned)
         if not (all(type(n) is int and 0 <= n <= SIZE_MAX for n in numbers) and 1 <= named.part < PARTS_MAX and named.size >= 1
-                and named.size <= named.lost[0] <= named.lost[1] and len(named.root) == HASH_BYTES
+                and named.size <= named.lost[0] <= named.lost[1] and named.size <= named.unsigned[0] <= named.unsigned[1]
+                and len(named.root) == HASH_BYTES
                 and isinstance(named.folder, str) and LEFT.search(named.folder) and "/" not in named.folder
                 and "\0" not in named.folder and named.vkey.name == named.origin):  # fmt: skip
             raise Malformed("log.created names its predecessor in a way that cannot be")
@@ -111,6 +117,8 @@ def predecessor(folder: Path, genesis: Genesis) -> Named | None:
     """What entry 0 of a log says of its predecessor; None if there is none. Entry 0 must be the one that the genesis checkpoint
     names: ``VerificationError`` otherwise, ``Malformed``, ``StoreError`` and ``OSError`` where it cannot be read."""
     line = _entry_0(SegmentStore(folder))
+    if b'"predecessor":' not in line:
+        return None
     if leaf_hash(line) != genesis.open().root:
         raise VerificationError("entry #0 is not the one that the genesis checkpoint names")
     fields = ent.decode(line)
@@ -153,12 +161,25 @@ def is_left(folder: Path) -> str:
     return ""
 
 
+def refuse_older_part(folder: Path) -> None:
+    """``ReadOnly`` for a folder that is an older part of a log: nobody writes there any more."""
+    home = is_left(folder)
+    if home:
+        raise ReadOnly(f"{folder} is an older part of a log and stays as it is; the log goes on at {home}")
+
+
+def joined_counts(a: Counts, b: Counts) -> Counts:
+    """The sum of both."""
+    sums = [{name: x.get(name, 0) + y.get(name, 0) for name in (*x, *y)} for x, y in (
+        (a.event_type, b.event_type), (a.actor, b.actor), (a.outcome, b.outcome))]  # fmt: skip
+    return Counts(a.own + b.own, *sums)
+
+
 def _entry_0(store: SegmentStore) -> bytes:
-    segments = store.segments()
-    if segments and segments[0].start == 0:
-        first = next(store.batches(segments[0]), None)
-        if first is not None and first.lines:
-            return first.lines[0]
+    with contextlib.suppress(FileNotFoundError), (store.folder / "segments" / f"{0:020d}.jsonl").open("rb") as file:
+        line, newline, _ = file.read(ent.LINE_BYTES_MAX + 1).partition(b"\n")
+        if newline:
+            return line
     with contextlib.suppress(FileNotFoundError):
         for index, line in parse_key_lines((store.folder / "keylines.jsonl").read_bytes()):
             if index == 0:
@@ -194,31 +215,43 @@ def check_links(family: list[Part]) -> list[Finding]:
     return found
 
 
-def check_older(family: list[Part], verify: Callable[[Path, str], Verdict]) -> tuple[list[Finding], list[str], int]:
-    """Older parts and links, for the verdict of the newest: findings, what is lost or open in words, how many entries are proven.
+class Older(NamedTuple):
+    """What is wrong with older parts and links, and what holds and what is lost of them, in words."""
 
-    ``verify(folder, vkey)`` is a verification under a given key. What it finds is told again with the number of the part. Entries
-    lost on record are words, not a finding; that this user has seen more than was left says ``follow``.
+    findings: list[Finding]
+    words: list[str]
+
+
+def check_older(family: list[Part], verify: Callable[[Path, str], Verdict]) -> Older:
+    """Older parts and links, for the verdict of the newest.
+
+    ``verify(folder, vkey)`` is a verification of that folder alone under a given key. What it finds is told again with the number of
+    the part. What entry 0 of the successor says of it, entries lost and lines that were unsigned when it was left, are words and no
+    finding: they are on record. That this user has seen more than was left says ``follow``.
     """
-    found, words, proven = check_links(family), [], 0
+    found, words = check_links(family), []
     for part in family[:-1]:
         named = part.named
         assert named is not None
-        first, end = named.lost
-        if first < end:
-            words.append(f"{part.number}#{first:,} – {part.number}#{end - 1:,}: lost on record ({named.reason}; said by "
-                         f"{named.user})")  # fmt: skip
+        count = f"{named.size:,} {'entry' if named.size == 1 else 'entries'}"
+        words.append(f"part {part.number}: {count}, {named.folder}, left by {named.user}: {named.reason}")
+        for (first, end), what in ((named.lost, "lost on record"), (named.unsigned, "unsigned when it was left")):
+            if first < end:
+                words.append(f"{part.number}#{first:,} – {part.number}#{end - 1:,}: {what}")
         if not part.here:
             continue
-        verdict = verify(part.folder, named.vkey.format())
-        proven += min(verdict.tree_size, named.size)
-        found += [finding._replace(text=f"part {part.number}: {finding.text}", index=None, end=None,
-                                   file=f"{named.folder}/{finding.file}" if finding.file else named.folder)
-                  for finding in verdict.findings]  # fmt: skip
-        if verdict.tree_size < named.size and verdict.tree_size and not verdict.findings:
-            found.append(Finding("missing", f"part {part.number} has {verdict.tree_size:,} entries, the part after it names "
-                                 f"{named.size:,}", file=named.folder))  # fmt: skip
-    return found, words, proven
+        for finding in verify(part.folder, named.vkey.format()).findings:
+            if not _on_record(finding, named):
+                found.append(finding._replace(text=f"part {part.number}: {finding.text}", index=None, end=None,
+                                              file=f"{named.folder}/{finding.file}" if finding.file else named.folder))  # fmt: skip
+    return Older(found, words)
+
+
+def _on_record(finding: Finding, named: Named) -> bool:
+    """True for what the successor said when the part was left."""
+    if finding.issue == "rolled_back" and finding.index is not None and finding.end is not None:
+        return named.lost[0] <= finding.index and finding.end <= named.lost[1]
+    return finding.code == 3 and finding.index == named.size and named.unsigned[0] < named.unsigned[1]
 
 
 # -- whom memory may follow (STORAGE rule 22) ----------------------------------------------------------------------------------
@@ -295,3 +328,94 @@ def older_folders(folder: Path) -> Iterator[Path]:
     """The folders of the older parts that are here."""
     with contextlib.suppress(AuditError, OSError):
         yield from (part.folder for part in parts(folder)[:-1] if os.path.isdir(part.folder))
+
+
+class OlderLog:
+    """An older part, open for reading, as far as its successor names it."""
+
+    def __init__(self, part: Part) -> None:
+        assert part.genesis is not None and part.named is not None
+        settings = read_settings(part.folder)
+        self.number, self.folder, self.origin, self.size = part.number, part.folder, part.genesis.origin, part.named.size
+        self.vault = Vault(part.folder / "payloads", keys_folder(part.folder, settings), self.origin)
+        self.view = LogView(SegmentStore(part.folder), part.genesis, indexes_of(part.folder, part.genesis))
+
+    def entry(self, stored: Stored) -> ent.AuditEntry:
+        """The entry with the number of its part."""
+        return msgspec.structs.replace(stored.entry(), part=self.number)
+
+    def entries(self, question: Question, *, start: int = 0, stop: int | None = None, newest_first: bool = False
+                ) -> Iterator[ent.AuditEntry]:  # fmt: skip
+        """Entries of [start, stop) that match."""
+        self.view.fill(self.size)
+        for stored in self.view.answers(question, self.size, start=start, stop=stop, newest_first=newest_first):
+            entry = self.entry(stored)
+            if question.matches(entry):
+                yield entry
+
+
+class Family:
+    """The older parts of one log, for its readers; opened at the first look."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._older: list[OlderLog] | None = None
+        self.missing: list[str] = []
+
+    @property
+    def older(self) -> list[OlderLog]:
+        """Oldest first. What is not here, or cannot be opened, is named in ``missing`` and left out."""
+        if self._older is None:
+            self._older, self.missing = [], []
+            with contextlib.suppress(AuditError, OSError):
+                for part in parts(self._folder)[:-1]:
+                    try:
+                        if not part.here:
+                            raise StoreError(part.why)
+                        self._older.append(OlderLog(part))
+                    except (AuditError, OSError) as e:
+                        self.missing.append(f"part {part.number} ({part.folder.name}) cannot be read: {e}")
+        return self._older
+
+    def entries(
+        self, question: Question, *, after: str | None = None, before: str | None = None, newest_first: bool = False
+    ) -> Iterator[ent.AuditEntry]:  # fmt: skip
+        """Of all older parts; ``after`` and ``before`` are places in one of them (``1#17``)."""
+        low, high = (None if at is None else parse_place(at) for at in (after, before))
+        for part in reversed(self.older) if newest_first else self.older:
+            start, stop = 0, None
+            if low is not None and low[0] is not None:
+                if part.number < low[0]:
+                    continue
+                start = low[1] + 1 if part.number == low[0] else 0
+            if high is not None and high[0] is not None:
+                if part.number > high[0]:
+                    continue
+                stop = high[1] if part.number == high[0] else None
+            yield from part.entries(question, start=start, stop=stop, newest_first=newest_first)
+
+    def find(self, wanted: str) -> tuple[OlderLog, Stored] | None:
+        """An event id or a place ``1#17`` in an older part; None if it is in none."""
+        number, index = parse_place(wanted) if _PLACE.fullmatch(wanted) and "#" in wanted else (None, 0)
+        for part in reversed(self.older):
+            if number is None or number == part.number:
+                found = part.view.find(wanted, part.size) if number is None else part.view.at(index, part.size)
+                if found is not None:
+                    return part, found
+        return None
+
+    def vault(self, entry: ent.AuditEntry) -> Vault | None:
+        """Where the contents of an entry of an older part are; None for one of the log itself."""
+        return next((part.vault for part in self.older if entry.log == part.origin), None)
+
+    def counts(self, start_us: int | None, end_us: int | None, *, recount: bool) -> Iterator[tuple[Counts, int, int]]:
+        """As ``LogView.counts``, of each older part."""
+        for part in self.older:
+            part.view.fill(part.size)
+            yield part.view.counts(start_us, end_us, part.size, recount=recount)
+
+    def close(self) -> None:
+        """Release what was opened."""
+        for part in self._older or ():
+            part.view.close()
+            part.vault.close()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +23,12 @@ from .core.errors import AuditError, StoreError
 from .core.query import Question, ask
 from .core.times import parse_asked
 from .events import EventBuilder, named
+from .family import Family, OlderLog, joined_counts, refuse_older_part
 from .handles import release, shared
 from .journal import LogJournal, settle
 from .log.groups import Request
 from .log.queue import Submitted
+from .log.view import Stored
 from .log.writer import Writer
 from .memory import Memory, default_memory
 from .opening import log_path, open_or_create
@@ -58,6 +61,7 @@ class AuditLogger:
         self._handle = shared(self.path)
         self._events = EventBuilder(self._handle.genesis.origin, service)
         self._recorder: Recorder | None = None
+        self.family = Family(self.path)
         self.retention_days = self._handle.settings.retention.days if retention_days is None else retention_days
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -200,6 +204,7 @@ class AuditLogger:
     def _writer(self) -> Writer:
         if self._closed:
             raise StoreError("this logger was closed")
+        refuse_older_part(self.path)
         self._handle.keeper.start()
         self._handle.publisher.start()
         return self._handle.writer
@@ -208,12 +213,13 @@ class AuditLogger:
 
     def entries(
         self, filters: Mapping[str, Any] | None = None, start_time: Any = None, end_time: Any = None, *,
-        limit: int | None = None, after: int | None = None, before: int | None = None, newest_first: bool = False,
-        archives: str | os.PathLike[str] | None = None,
+        limit: int | None = None, after: int | str | None = None, before: int | str | None = None,
+        newest_first: bool = False, archives: str | os.PathLike[str] | None = None,
     ) -> Iterator[AuditEntry]:  # fmt: skip
         """Typed entries that match, oldest first. Page on with ``after=`` the last index (``before=`` newest first).
 
-        Every acknowledged entry is seen; ``log.*`` entries only where ``event_type`` asks for them.
+        Every acknowledged entry is seen; ``log.*`` entries only where ``event_type`` asks for them. Of a log that was resumed the
+        older parts come first, with ``part`` set; a place in one of them is ``"1#17"``, an index is of the log itself.
         """
         question = self._question(filters, start_time, end_time)
         if limit is not None and (type(limit) is not int or limit < 0):
@@ -236,18 +242,29 @@ class AuditLogger:
         return self._row(self.entry(event_id))
 
     def entry(self, wanted: str | int) -> AuditEntry:
-        """One typed entry by event id or index; ``KeyError`` if there is none here."""
-        found: AuditEntry = self.stored(wanted).entry()
-        return found
+        """One typed entry by event id, index or place (``"1#17"``); ``KeyError`` if there is none here."""
+        part, stored = self._find(wanted)
+        return part.entry(stored) if part is not None else stored.entry()
 
     def stored(self, wanted: str | int) -> Any:
         """The stored line (``line``) and its place (``hit``); ``KeyError`` if there is none here."""
+        return self._find(wanted)[1]
+
+    def older_part(self, wanted: str | int) -> Path | None:
+        """The folder of the older part that an entry is in; None for one of the log itself. ``KeyError``."""
+        part = self._find(wanted)[0]
+        return None if part is None else part.folder
+
+    def _find(self, wanted: str | int) -> tuple[OlderLog | None, Stored]:
         view = self._handle.view
         size = view.head().size
-        found = view.at(wanted, size) if isinstance(wanted, int) else view.find(wanted, size)
-        if found is None:
+        found = view.at(wanted, size) if isinstance(wanted, int) else view.find(wanted, size) if "#" not in wanted else None
+        if found is not None:
+            return None, found
+        older = self.family.find(wanted) if isinstance(wanted, str) else None
+        if older is None:
             raise KeyError(f"no entry {wanted} in {self.path}")
-        return found
+        return older
 
     def open_payload(self, event_id: str, name: str) -> bytes:
         """The content of a payload, compared with its commitment; for the id of a call also one of its answer. ``KeyError``,
@@ -267,7 +284,7 @@ class AuditLogger:
             entry = self.entry(entry.parent_id)
         day = entry.details.get("salt_day")
         if isinstance(day, str):
-            return self._handle.vault.open_salt(day, entry.subject, entry.event_id)
+            return (self.family.vault(entry) or self._handle.vault).open_salt(day, entry.subject, entry.event_id)
         return self._open_payload(entry, "salt")
 
     def _open_payload(self, entry: AuditEntry, name: str) -> bytes:
@@ -275,7 +292,7 @@ class AuditLogger:
         if ref is None:
             raise KeyError(f"{entry.event_id} has no payload {name!r}")
         place = Place(entry.event_id, name, entry.subject)
-        return self._handle.vault.open(place, ref.commitment, ref.size, day=entry.recorded_at[:10])
+        return (self.family.vault(entry) or self._handle.vault).open(place, ref.commitment, ref.size, day=entry.recorded_at[:10])
 
     def _row(self, entry: AuditEntry) -> dict[str, Any]:
         row = entry.row()
@@ -303,6 +320,19 @@ class AuditLogger:
         )
 
     def _answers(
+        self, question: Question, limit: int | None, after: int | str | None, before: int | str | None, newest_first: bool,
+        archives: str | os.PathLike[str] | None,
+    ) -> Iterator[AuditEntry]:  # fmt: skip
+        """All parts in order. An index as a limit is of the log itself: what comes before it are also the older parts."""
+        in_older = [at if isinstance(at, str) else None for at in (after, before)]
+        own_after, own_before = (at if isinstance(at, int) else None for at in (after, before))
+        older: Iterable[AuditEntry] = () if own_after is not None else self.family.entries(
+            question, after=in_older[0], before=in_older[1], newest_first=newest_first)  # fmt: skip
+        own: Iterable[AuditEntry] = () if isinstance(before, str) else self._own_answers(
+            question, limit, own_after, own_before, newest_first, archives)  # fmt: skip
+        yield from itertools.islice(itertools.chain(own, older) if newest_first else itertools.chain(older, own), limit)
+
+    def _own_answers(
         self, question: Question, limit: int | None, after: int | None, before: int | None, newest_first: bool,
         archives: str | os.PathLike[str] | None,
     ) -> Iterator[AuditEntry]:  # fmt: skip
@@ -345,6 +375,8 @@ class AuditLogger:
         size = view.head().size
         self._fill(size)
         found, derived, lines = view.counts(start_us, end_us, size if before is None else min(before, size), recount=recount)
+        for more, of_index, of_lines in self.family.counts(start_us, end_us, recount=recount):
+            found, derived, lines = joined_counts(found, more), derived + of_index, lines + of_lines
         return {
             "total_events": sum(found.event_type.values()), "by_event_type": dict(sorted(found.event_type.items())),
             "by_actor": dict(sorted(found.actor.items())), "by_outcome": dict(sorted(found.outcome.items())),
@@ -411,6 +443,7 @@ class AuditLogger:
         ``archive_path``; killed anywhere, a second call finishes."""
         from .retention.archive import archive
 
+        refuse_older_part(self.path)
         self._handle.keeper.start()
         self._handle.publisher.start()
         return archive(self._handle.writer, self._handle.view, self._handle.store, Path(archive_path),
@@ -422,6 +455,7 @@ class AuditLogger:
             if self._recorder is not None:
                 self._recorder.close()
             self._closed = True
+            self.family.close()
             release(self.path)
 
     def __enter__(self) -> AuditLogger:

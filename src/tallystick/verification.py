@@ -26,6 +26,7 @@ from .core.require import MAX_AGE_US, Requirements
 from .core.tiles import root_at
 from .core.times import format_time
 from .core.verify import Finding, Span, Verdict
+from .family import check_links, check_older, follow, parts
 from .index.file import Index
 from .keys import KeyFolder, Mark
 from .log.check import Checker, Reference
@@ -54,6 +55,7 @@ class _Asked(NamedTuple):
     content: bool
     new_only: bool
     progress: Callable[[str, int], None] | None
+    alone: bool = False  # without the older parts of the family
 
 
 def verify_log(
@@ -77,6 +79,12 @@ def verify_log(
     known = memory.get(path) if pinned is None and chosen is None else None
     asked = _Asked(pinned, known, checkpoint, chosen, Requirements.parse(require) if require is not None else None, content,
                    new_only, progress)  # fmt: skip
+    return _guarded(path, memory, asked)
+
+
+def _guarded(path: Path, memory: Memory, asked: _Asked) -> Verdict:
+    """What stops a verification is a finding."""
+    known = asked.known
     try:
         return _verify_log(path, memory, asked)
     except (LogMissing, StoreError, ConfigError, VerificationError, Malformed) as e:
@@ -98,6 +106,9 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
         return Verdict(asked.known.origin if asked.known else "", findings=[
             Finding("missing", f"{name} is not a file, or not one of that size", code, file=name) for name in strange])  # fmt: skip
     genesis = read_genesis(path)
+    followed = follow(path, genesis, asked.known, memory) if asked.known and asked.known.vkey != genesis.vkey.format() else None
+    if followed is not None:
+        asked = asked._replace(known=followed[0])
     store = SegmentStore(path)
     settings = cfg.read_settings(path)
     keys = KeyFolder(cfg.keys_folder(path, settings))
@@ -114,6 +125,7 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     if settings.origin != genesis.origin:
         verdict.findings.append(Finding("replaced", f"log.toml says origin {settings.origin}, log.vkey {genesis.origin}",
                                         file="log.toml"))  # fmt: skip
+    verdict.findings += followed[1] if followed is not None else []
     pinned = _pinned(genesis, asked, verdict)
     _trust(path, genesis, memory, pinned, known, verdict)
     head = checker.head(everything=not start)
@@ -136,6 +148,8 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     checker.entries(head, start=start, content=content)
     checker.config(cfg.recorded(path))
     verdict = checker.finish(head, start)
+    if not asked.alone:
+        _older_parts(path, asked, verdict)
     now = CLOCK.wall_us()
     _stale(verdict, now)
     _lacks(path, checker, verdict)
@@ -144,6 +158,24 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
         verdict.findings += asked.require.lacking(verdict, due, now, newest, 0)
     _remember(path, genesis, memory, pinned, known, verdict, full=start == 0 and not content)
     return verdict
+
+
+def _older_parts(path: Path, asked: _Asked, verdict: Verdict) -> None:
+    """The parts that ``tally resume`` left, under the keys that the verified entries 0 name; ``new_only`` looks at the links."""
+    try:
+        family = parts(path)
+    except (AuditError, OSError):
+        return  # entry 0 is not what it was: that is a finding already
+    progress = asked.progress
+    if asked.new_only:
+        verdict.findings += check_links(family)
+        return
+    older = check_older(family, lambda folder, vkey: _guarded(folder, Memory(None), _Asked(
+        VerifierKey.parse(vkey), None, None, None, None, asked.content, False,
+        progress and (lambda what, done: progress(f"{folder.name}: {what}", done)), alone=True)))  # fmt: skip
+    verdict.findings += older.findings
+    verdict.older_parts += older.words
+    verdict.lost_on_record = sum(part.named.lost[1] - part.named.lost[0] for part in family if part.named is not None)
 
 
 def _pinned(genesis: Genesis, asked: _Asked, verdict: Verdict) -> VerifierKey | None:

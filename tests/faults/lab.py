@@ -9,6 +9,7 @@ from tallystick import AuditLogger
 from tallystick.clock import CLOCK, Clock
 from tallystick.disk import DISK, Disk
 from tallystick.events import EventBuilder
+from tallystick.family import Family
 from tallystick.handles import Handle
 from tallystick.log.keeper import Keeper
 from tallystick.log.writer import Writer
@@ -53,6 +54,7 @@ class Bench(AuditLogger):
         handle.keeper = NoThread(handle.writer, handle.view)
         self._events = EventBuilder(handle.genesis.origin, None)
         self._recorder = None
+        self.family = Family(folder)
         self.retention_days = handle.settings.retention.days
 
     def tend(self) -> None:

@@ -39,6 +39,7 @@ COMMANDS = {
     "report": "A report over a period: full, security, data_access or ai_usage.",
     "archive": "Move entries that are old enough into compressed files.",
     "backup": "A verified copy of the log while it is written to, or of everything as evidence.",
+    "resume": "Go on after a restored backup or lost keys, on the record.",
     "export": "The stored lines as they are.",
     "key": "The log's keys: print the public one, change the signing one.",
     "trust": "Trust a log's key on this machine, or forget it.",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..memory import Known, Memory
 
 COLUMNS_MAX = 100
-_EVENT = re.compile(r"evt_[0-9a-f]{32}|#[0-9][0-9,._]*", re.ASCII)
+_EVENT = re.compile(r"evt_[0-9a-f]{32}|[0-9]{0,4}#[0-9][0-9,._]*", re.ASCII)
 # controls, DEL, C1, separators, and what turns the direction of text or joins nothing: all can make a screen lie
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -116,6 +116,8 @@ def wanted_entry(text: str) -> str | int:
     """An event id, or the index in ``#17,402``."""
     from ..core.merkle import SIZE_MAX
 
+    if re.fullmatch("[0-9]{1,4}#[0-9][0-9,._]*", text, re.ASCII):
+        return re.sub(r"[,._]", "", text)  # of an older part
     if not text.startswith("#"):
         return text
     digits = re.sub(r"[,._]", "", text[1:])

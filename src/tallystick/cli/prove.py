@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .common import clean, find_log, log_and_event, open_log, print_bytes, print_json, stored_entry, write_whole
+from .common import clean, find_log, log_and_event, open_log, print_bytes, print_json, stored_entry, wanted_entry, write_whole
 
 
 @click.command(
@@ -40,6 +40,9 @@ def command(args: tuple[str, ...], output: str | None, entry_file: str | None, c
     path = find_log(named)
     with open_log(path) as log:
         index = stored_entry(log, event).hit.index
+        older = log.older_part(wanted_entry(event))
+        if older is not None:
+            raise click.ClickException(f"{event} is in an older part of this log: tally prove {older} '#{index}'")
         proof, line = prove(log, index, current=current)
         event_id = log.entry(index).event_id
         vkey = log._handle.genesis.vkey.format()

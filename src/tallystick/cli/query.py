@@ -37,6 +37,18 @@ _FIELDS = {"actor": "actor", "action": "action", "resource": "resource", "outcom
            "case": "correlation_id"}  # fmt: skip
 
 
+def _place(_ctx: click.Context, _param: click.Parameter, text: str | None) -> int | str | None:
+    from ..family import parse_place
+
+    if text is None:
+        return None
+    try:
+        part, index = parse_place(text)
+    except ValueError as e:
+        raise click.BadParameter(str(e)) from None
+    return index if part is None else f"{part}#{index}"
+
+
 @click.command(
     name="query",
     epilog="""\b
@@ -57,14 +69,14 @@ Example:
               help="field=value != > >= < <= or ~ (glob), any field or details.path; all must hold.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="0: all.")
 @click.option("--newest-first", is_flag=True)
-@click.option("--after", type=click.IntRange(0), metavar="INDEX", help="Page on: what follows that index in the chosen order.")
+@click.option("--after", metavar="INDEX", callback=_place, help="Page on: what follows that index in the chosen order.")
 @click.option("--archives", metavar="FOLDER", help="Read archived entries there as well.")
 @click.option("--unapproved", is_flag=True, help="Only what needed an approval and had none of somebody who is known.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.option("--jsonl", is_flag=True, help="One JSON object a line, as they are found.")
 def command(
     log: str | None, on: str | None, since: str | None, until: str | None, period: str | None, where: tuple[str, ...],
-    limit: int, newest_first: bool, after: int | None, archives: str | None, unapproved: bool, as_json: bool, jsonl: bool,
+    limit: int, newest_first: bool, after: int | str | None, archives: str | None, unapproved: bool, as_json: bool, jsonl: bool,
     **fields: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Find entries; oldest first. All conditions must hold."""
@@ -113,7 +125,7 @@ class Answers:
     """The question of a command line, and what is left out of its answer."""
 
     def __init__(
-        self, log: AuditLogger, filters: dict[str, Any], extra: Question, period: Period, newest_first: bool, after: int | None,
+        self, log: AuditLogger, filters: dict[str, Any], extra: Question, period: Period, newest_first: bool, after: int | str | None,
         archives: str | None, *, unapproved: bool = False,
     ) -> None:  # fmt: skip
         self.log, self.filters, self.extra, self.period = log, filters, extra, period
@@ -121,7 +133,7 @@ class Answers:
         self.rules, self.unapproved = log.approval_rules, unapproved
 
     def __iter__(self) -> Iterator[AuditEntry]:
-        page = {"before" if self.newest_first else "after": self.after}
+        page: dict[str, Any] = {"before" if self.newest_first else "after": self.after}
         found = self.log.entries(self.filters, self.period.start, self.period.end, newest_first=self.newest_first,
                                  archives=self.archives, **page)  # fmt: skip
         return (entry for entry in found if self.extra.matches(entry) and (not self.unapproved or self.lacks(entry)))
@@ -159,7 +171,7 @@ def _print_lines(log: AuditLogger, entries: Answers, limit: int) -> None:
             note(f"{shown:,} shown, more match: --after {last}, or --limit 0 for all")
             break
         print_json(log._row(entry), line=True)
-        shown, last = shown + 1, entry.index
+        shown, last = shown + 1, _after(entry)
     _note_archived(entries)
 
 
@@ -178,11 +190,16 @@ def _print_document(log: AuditLogger, entries: Answers, limit: int) -> None:
         "origin": log.origin, "tree_size": log._handle.view.head().size,
         "start": _iso(entries.period.start_us), "end": _iso(entries.period.end_us), "timezone": str(log.zone),
         "entries": [log._row(entry) for entry in shown], "more": more,
-        "after": shown[-1].index if shown and more else None,
+        "after": _after(shown[-1]) if shown and more else None,
         "archived_not_looked_at": None if archived is None else {"start": archived[0], "end": archived[1]},
         "own_entries_left_out": entries.own_left_out(),
         "verified_until": known.size if known and known.full_us and not last_verified(log).alarm else 0,
     })  # fmt: skip
+
+
+def _after(entry: AuditEntry) -> int | str:
+    """Where the next page begins: an index, or ``1#17`` in an older part."""
+    return f"{entry.part}#{entry.index}" if entry.part else entry.index
 
 
 def _iso(us: int | None) -> str | None:
@@ -209,7 +226,7 @@ def _print_table(log: AuditLogger, entries: Answers, limit: int) -> None:
         screen.blank()
     _left_out(screen, entries, shown, more, limit)
     checked = last_verified(log)
-    above = sum(1 for entry in shown if entry.index >= checked.size)
+    above = sum(1 for entry in shown if not entry.part and entry.index >= checked.size)
     newer = f"; {plural(above, 'row')} above {'is' if above == 1 else 'are'} newer" if above and checked.size else ""
     screen.line(checked.sentence + newer, "red" if checked.alarm else "")
 
@@ -225,7 +242,7 @@ def _rows(screen: Screen, entries: Answers, shown: list[AuditEntry], moments: li
     for moment, entry, lack in zip(moments, shown, lacks, strict=True):
         middle = [entry.correlation_id or "–"] if cases else []
         rows.append([moment.strftime(pattern), entry.actor, *middle, entry.action, entry.resource, entry.outcome,
-                     *([lack or ""] if any(lacks) else []), f"{entry.index:,}"])  # fmt: skip
+                     *([lack or ""] if any(lacks) else []), entry.place if entry.part else f"{entry.index:,}"])  # fmt: skip
     if len(days) == 1:
         screen.line(moments[0].strftime("%Y-%m-%d"))
     whole = [2] if cases and max(len(row[2]) for row in rows) <= 16 else []
@@ -238,7 +255,7 @@ def _left_out(screen: Screen, entries: Answers, shown: list[AuditEntry], more: i
         screen.line("no entry matches")
     if more:
         count = f"more than {COUNT_MAX:,}" if more == COUNT_MAX else f"{more:,}"
-        on = f" · the next page: --after {shown[-1].index}" if shown else ""
+        on = f" · the next page: --after {_after(shown[-1])}" if shown else ""
         screen.line(f"not shown: {count} more{on} · all: --limit 0" if limit else f"{count} more")
     archived = entries.archived()
     if archived:

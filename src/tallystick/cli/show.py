@@ -18,6 +18,7 @@ from .common import (
     print_bytes,
     print_json,
     stored_entry,
+    wanted_entry,
     zone_text,
 )  # fmt: skip
 
@@ -49,7 +50,7 @@ def command(args: tuple[str, ...], raw: bool, as_json: bool) -> None:
         if raw:
             print_bytes(stored.line)
             return
-        entry = stored.entry()
+        entry = log.entry(wanted_entry(event))
         if as_json:
             print_json(log._row(entry))
             return
@@ -60,7 +61,7 @@ def _show(log: AuditLogger, entry: AuditEntry, stored: Any) -> None:
     screen = Screen()
     happened, recorded = local(entry.timestamp_us, log.zone), local(entry.recorded_at_us, log.zone)
     other = "" if recorded.utcoffset() == happened.utcoffset() else f" {recorded:%z}"
-    screen.line(f"#{entry.index:,}   {entry.event_id}   {log.origin}   {zone_text(happened)}", "bold")
+    screen.line(f"{entry.place}   {entry.event_id}   {entry.log}   {zone_text(happened)}", "bold")
     screen.blank()
     screen.pairs([
         ("happened", f"{happened:%Y-%m-%d %H:%M:%S.%f}  (said by the caller)"),
@@ -95,7 +96,7 @@ def _show(log: AuditLogger, entry: AuditEntry, stored: Any) -> None:
     ], indent=2)  # fmt: skip
     screen.blank()
     checked = last_verified(log)
-    newer = bool(checked.size) and entry.index >= checked.size
+    newer = bool(checked.size) and not entry.part and entry.index >= checked.size
     screen.line(checked.sentence + ("; this entry is newer" if newer else ""), "red" if checked.alarm else "")
 
 

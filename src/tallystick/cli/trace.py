@@ -57,7 +57,7 @@ def command(args: tuple[str, ...], as_json: bool) -> None:
         if not remarks:
             screen.line("nothing in it is unknown or missing")
         for entry, remark in remarks:
-            screen.line(f"#{entry.index:,}: {remark}", "yellow", hang=2)
+            screen.line(f"{entry.place}: {remark}", "yellow", hang=2)
 
 
 def _all(nodes: list[Node]) -> list[Node]:
@@ -74,7 +74,7 @@ def _show(screen: Screen, node: Node, indent: str, is_last: bool, zone: Any, pat
     moment = local(entry.timestamp_us, zone).strftime(pattern)
     mark = " !" if node.remarks else ""
     branch = "└─ " if is_last else "├─ "
-    screen.long(f"{indent}{branch}{moment}  {_said(entry)}  #{entry.index:,}{mark}", "yellow" if node.remarks else "")
+    screen.long(f"{indent}{branch}{moment}  {_said(entry)}  {entry.place}{mark}", "yellow" if node.remarks else "")
     below = indent + ("   " if is_last else "│  ")
     for at, child in enumerate(node.children):
         _show(screen, child, below, at == len(node.children) - 1, zone, pattern)

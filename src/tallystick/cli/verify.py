@@ -297,7 +297,8 @@ def show_verdict(verdict: Verdict, path: Path, kind: str = "log", *, details: bo
         _ranges(screen, verdict, zone)
     if code == 6:
         _bad_day(screen, verdict)
-    lists = [("cannot be seen here", _unseen(verdict, kind)), ("seen", verdict.seen), ("kept as evidence", verdict.evidence),
+    lists = [("older parts", verdict.older_parts), ("cannot be seen here", _unseen(verdict, kind)), ("seen", verdict.seen),
+             ("kept as evidence", verdict.evidence),
              ("not counted", _not_counted(verdict, zone))]  # fmt: skip
     shown = [(title, lines) for title, lines in lists if lines]
     if shown:

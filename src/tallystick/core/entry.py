@@ -127,10 +127,22 @@ class EventFields(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 
 
 class AuditEntry(Fields, frozen=True, omit_defaults=True, kw_only=True):
-    """An entry as it is read: the fields of its line, its index in the log and its checksum (leaf hash, 64 hex)."""
+    """An entry as it is read: the fields of its line, its index in the log and its checksum (leaf hash, 64 hex). ``part``: of a log
+    that was resumed, which older part it is of, from 1; 0 in the log itself."""
 
     index: int
     checksum: str
+    part: int = 0  # never in a line: there it would stand before ``index``, which is not the one spelling
+
+    @property
+    def place(self) -> str:
+        """``#17,402``, or ``1#17,402`` in part 1 of a log that was resumed."""
+        return f"{self.part or ''}#{self.index:,}"
+
+    @property
+    def order(self) -> tuple[bool, int, int]:
+        """What sorts entries of all parts in the order of recording."""
+        return (not self.part, self.part, self.index)
 
     @property
     def timestamp_us(self) -> int:
@@ -153,6 +165,8 @@ class AuditEntry(Fields, frozen=True, omit_defaults=True, kw_only=True):
         found["details"] = _thaw(self.details)
         found["checksum"] = self.checksum
         found["index"] = self.index
+        if self.part:
+            found["part"] = self.part
         found["recorded_at"] = self.recorded_at
         for name in EXTRA_FIELDS:
             value = getattr(self, name)

@@ -101,6 +101,8 @@ class Verdict:
     not_proven: list[str] = field(default_factory=list)
     next: list[str] = field(default_factory=list)
     proven_from: int = 0
+    older_parts: list[str] = field(default_factory=list)  # what holds of the logs that this one goes on after
+    lost_on_record: int = 0  # entries of older parts that are not here, as tally resume recorded
     of: str = "log"
     confirmations: list[Confirmation] = field(default_factory=list)
     confirmed_to: int = 0
@@ -154,7 +156,8 @@ class Verdict:
             last = self.spans[0] if self.spans else None
             return f"NOTHING ALTERED in this archive{f': #{last.start:,} – #{last.end - 1:,}' if last else ''}."
         gone = f", of which {self.gone_to:,} are archived on record" if self.gone_to else ""
-        return f"NOTHING ALTERED, NOTHING MISSING among {self.tree_size:,} entries{gone}; {self.confirmed}."
+        lost = f"; BUT {self.lost_on_record:,} OF AN OLDER PART ARE LOST (on record)" if self.lost_on_record else ""
+        return f"NOTHING ALTERED, NOTHING MISSING among {self.tree_size:,} entries{gone}; {self.confirmed}{lost}."
 
     @property
     def confirmed(self) -> str:
@@ -183,7 +186,8 @@ class Verdict:
             "issues": self.issues, "verdict": self.verdict, "exit_code": self.exit_code, "sentence": self.sentence,
             "origin": self.origin, "tree_size": self.tree_size, "root": self.root,
             "lifecycle_entries": self.lifecycle_entries, "ranges": self.ranges, "not_proven": self.not_proven,
-            "next": self.next, "confirmed_until": self.confirmed_to, "witnessed_until": self.witnessed_to,
+            "next": self.next, "older_parts": self.older_parts, "lost_on_record": self.lost_on_record,
+            "confirmed_until": self.confirmed_to, "witnessed_until": self.witnessed_to,
             "anchored_until": self.anchored_to, "sealed_until": self.sealed_to,
             "stale_since": format_time(self.stale_since_us) if self.stale_since_us else None,
             "confirmations": [c.as_dict() for c in self.confirmations], "seen": self.seen,

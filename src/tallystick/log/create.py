@@ -70,22 +70,60 @@ def _create(plan: Plan, clock: Clock, disk: Disk, exists: Callable[[Path], bool]
         if exists(plan.folder):
             return None
         temporary = plan.folder.with_name(f".{plan.folder.name}.creating")
-        temporary_keys = plan.keys.with_name(f".{plan.keys.name}.creating")
+        temporary_keys = staged_keys(plan.keys, "creating")
+        _refuse_while_resuming(plan.folder)
         for path in (temporary, temporary_keys):
             shutil.rmtree(path, ignore_errors=not path.exists())
-        if plan.keys.exists():
+        if plan.keys.exists() and os.listdir(plan.keys):  # an empty one was made, or mounted, for us
             _refuse_keys_in_use(plan)
-            disk.rename(plan.keys, temporary_keys)  # as a whole: half of it would not say any more that it was never used
-            shutil.rmtree(temporary_keys)
-        for path in (temporary, temporary_keys):
-            disk.mkdir(path, 0o700, like=plan.folder.parent)
-        genesis = _fill(plan, temporary, temporary_keys, clock, disk)
-        disk.rename(temporary_keys, plan.keys)
-        disk.sync_folder(plan.keys.parent)
+            _clear_keys(plan.keys, temporary_keys, disk)
+        genesis = build(plan, temporary, temporary_keys, clock, disk)
+        place_keys(temporary_keys, plan.keys, disk)
         # if we die here: keys whose log never came; the next call clears them away
         disk.rename(temporary, plan.folder)
         disk.sync_folder(plan.folder.parent)
         return genesis
+
+
+def build(plan: Plan, folder: Path, keys: Path, clock: Clock, disk: Disk) -> Genesis:
+    """Write everything of a log under other names, ``folder`` and ``keys``, which must not be there; durable on return."""
+    for path in (folder, keys):
+        disk.mkdir(path, 0o700, like=plan.folder.parent)
+    return _fill(plan, folder, keys, clock, disk)
+
+
+def staged_keys(keys: Path, word: str) -> Path:
+    """Where new keys are written before they get their place: beside it, or within it where something is mounted there (a rename
+    does not leave a file system)."""
+    return keys / f".{word}" if os.path.ismount(keys) else keys.with_name(f".{keys.name}.{word}")
+
+
+def place_keys(staged: Path, keys: Path, disk: Disk) -> None:
+    """Give new keys their place; durable on return. ``keys`` is not there, or empty. If we die within it, where it is a mount point,
+    the mark says that these keys were never used, or that the next call goes on."""
+    if staged.parent != keys:
+        disk.rename(staged, keys)
+        disk.sync_folder(keys.parent)
+        return
+    for name in sorted(os.listdir(staged), key=lambda n: n != "mark"):
+        disk.rename(staged / name, keys / name)
+    os.rmdir(staged)
+    disk.sync_folder(keys)
+
+
+def _clear_keys(keys: Path, temporary: Path, disk: Disk) -> None:
+    """Keys that were never used. Beside their mark nothing else may be left alone: it says so."""
+    if temporary.parent != keys:
+        disk.rename(keys, temporary)  # as a whole: half of it would not say any more that it was never used
+        shutil.rmtree(temporary)
+        return
+    for name in sorted(os.listdir(keys), key=lambda n: n == "mark"):
+        disk.unlink(keys / name)
+
+
+def _refuse_while_resuming(folder: Path) -> None:
+    if folder.with_name(f".{folder.name}.resuming").exists():
+        raise LogMissing(f"{folder} is being resumed and that was interrupted; to finish it: tally resume {folder}")
 
 
 def _refuse_keys_in_use(plan: Plan) -> None:

@@ -332,8 +332,8 @@ class Recovery:
 
 
 _WAY_ON = (
-    ". Reading goes on: tally query, tally verify. To go on writing begin a new log at "
-    "another path (tally init NEWLOG) and leave this one as it is"
+    ". Reading goes on: tally query, tally verify. Copy first (tally backup --as-evidence). To go on writing: tally resume LOG "
+    "--reason …, which leaves this log as it is and opens a successor that names it"
 )
 
 

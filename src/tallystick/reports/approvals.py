@@ -73,8 +73,8 @@ def approval_of(log: Source, rules: Sequence[Rule], entry: AuditEntry) -> Approv
     rule = next((rule for rule in rules if rule.needs(entry)), None)
     if rule is None:
         return None
-    decisions = sorted((d for subject in _line(log, entry) for d in _decisions(log, subject)), key=lambda d: d.index)
-    before = [d for d in decisions if d.index < entry.index]
+    decisions = sorted((d for subject in _line(log, entry) for d in _decisions(log, subject)), key=lambda d: d.order)
+    before = [d for d in decisions if d.order < entry.order]
     if not decisions:
         return Approval(MISSING, rule)
     last = before[-1] if before else decisions[-1]
@@ -86,14 +86,14 @@ def approval_of(log: Source, rules: Sequence[Rule], entry: AuditEntry) -> Approv
 def lacking(log: Source, rules: Sequence[Rule], start: Any = None, end: Any = None, *, before: int | None = None
             ) -> Iterator[tuple[AuditEntry, Approval]]:  # fmt: skip
     """Entries of a period that need an approval and have none that was given before them by somebody who is known."""
-    seen: set[int] = set()
+    seen: set[str] = set()
     for rule in rules:
         pattern = rule.action if not re.search(r"[*?\[]", rule.action) else {"glob": rule.action}
         if isinstance(pattern, dict) and "[" in rule.action:
             pattern = {"glob": "*"}
         for entry in log.entries({"action": pattern}, start, end, before=before):
-            if entry.index not in seen and rule.needs(entry):
-                seen.add(entry.index)
+            if entry.event_id not in seen and rule.needs(entry):
+                seen.add(entry.event_id)
                 found = approval_of(log, [rule], entry)
                 if found is not None and found.state != GIVEN:
                     yield entry, found
@@ -123,5 +123,5 @@ def _decisions(log: Source, subject: str) -> Iterator[AuditEntry]:
         for decision in log.entries({"event_type": EVENT_TYPE, "parent_id": about.event_id}):
             # bound to other bytes, or given before there was an answer: no decision about what is on record
             is_bound = decision.details.get("leaf_hash") == about.checksum
-            if is_bound and not (about.event_type == "ai_request" and any(a.index > decision.index for a in answers)):
+            if is_bound and not (about.event_type == "ai_request" and any(a.order > decision.order for a in answers)):
                 yield decision

@@ -66,7 +66,7 @@ def trace(log: Source, wanted: str | int, rules: Sequence[Rule] = ()) -> Trace:
     """``KeyError`` if nothing on record is called that."""
     entries = _collect(log, wanted)
     cut = len(entries) > ENTRIES_MAX
-    ordered = sorted(entries.values(), key=lambda e: e.index)[:ENTRIES_MAX]
+    ordered = sorted(entries.values(), key=lambda e: e.order)[:ENTRIES_MAX]
     by_id = {entry.event_id: entry for entry in ordered}
     children: dict[str, list[AuditEntry]] = {}
     roots = []
@@ -76,7 +76,7 @@ def trace(log: Source, wanted: str | int, rules: Sequence[Rule] = ()) -> Trace:
         if parent is not None and parent.event_type == "ai_request" and entry.event_type != "ai_response":
             answer = next((c for c in children.get(parent.event_id, ()) if c.event_type == "ai_response"), None)
             parent = answer or parent  # what names the call followed from its answer, where there was one by then
-        if parent is not None and parent.index < entry.index:
+        if parent is not None and parent.order < entry.order:
             children.setdefault(parent.event_id, []).append(entry)
         else:
             roots.append(entry)
