@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ EXIT = re.compile(r"#\s*exit (\d+)\s*\Z")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 INLINE = re.compile(r"`tally ([a-z]+)([^`]*)`")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+SERVED = re.compile(r"127\.0\.0\.1:(738[0-9])")
 LEFT_ALONE = ("make", "pip", "apt-get", "git")
 
 
@@ -80,6 +82,34 @@ def run_command(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
                           check=False, stdin=subprocess.DEVNULL)  # fmt: skip
 
 
+class Servers:
+    """Commands that end in ``&``: each runs until the page ends, on a port of its own in the place of the one that the page names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.ports, self.running = folder, {}, []
+
+    def with_ports(self, line: str) -> str:
+        for port in set(SERVED.findall(line)):
+            if port not in self.ports:
+                with socket.socket() as free:
+                    free.bind(("127.0.0.1", 0))
+                    self.ports[port] = str(free.getsockname()[1])
+            line = line.replace(f"127.0.0.1:{port}", f"127.0.0.1:{self.ports[port]}")
+        return line
+
+    def start(self, line: str) -> None:
+        """Returns when it has said its first line."""
+        command = [sys.executable, "-m", *shlex.split(line.rstrip("& ").replace("tally ", "tallystick ", 1))]
+        server = subprocess.Popen(command, cwd=self.folder, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.running.append(server)
+        assert server.stderr is not None and server.stderr.readline(), f"{line} said nothing"
+
+    def stop(self) -> None:
+        for server in self.running:
+            server.terminate()
+            assert server.communicate(timeout=20)[1] == "" and server.returncode == 0
+
+
 def run_python(block: Block, page: Path, namespace: dict[str, object]) -> None:
     source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
     exec(compile(source, str(page), "exec", dont_inherit=True), namespace)
@@ -94,11 +124,13 @@ def model():
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # pages leave clients open
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_snippet_of_a_page_runs(page, model, tmp_path, monkeypatch, capsys, record_property):
+def test_every_snippet_of_a_page_runs(page, model, tmp_path, monkeypatch, capsys, record_property, request):
     monkeypatch.chdir(tmp_path)
     if model is not None:
         monkeypatch.setenv("OLLAMA_HOST", model.url)
     namespace: dict[str, object] = {"__name__": "__docs__"}
+    servers = Servers(tmp_path)
+    request.addfinalizer(servers.stop)
     ran = skipped = 0
     for block in blocks_of(page):
         if block.language not in ("python", "sh", "console"):
@@ -113,10 +145,14 @@ def test_every_snippet_of_a_page_runs(page, model, tmp_path, monkeypatch, capsys
         commands, left_alone = commands_of(block)
         skipped += left_alone
         for line, expected in commands:
+            ran += 1
+            line = servers.with_ports(line)
+            if line.endswith("&"):
+                servers.start(line)
+                continue
             done = run_command(line, tmp_path)
             assert done.returncode == expected, f"{page.name}:{block.line}: {line}\n{done.stdout}{done.stderr}"
             assert "Traceback" not in done.stderr
-            ran += 1
     namespace.clear()
     gc.collect()
     record_property("snippets", f"{ran} ran, {skipped} skipped")
@@ -172,12 +208,12 @@ def test_the_floats_of_the_format_page_are_those_of_the_code():
     "```python\nassert False\n```\n", "```sh\ntally verify nowhere\n```\n", "```console\n$ tally no-such-command\n```\n",
     "```sh\nrm -rf elsewhere\n```\n",
 ])  # fmt: skip
-def test_a_snippet_that_fails_is_noticed(text, tmp_path, monkeypatch, capsys, record_property):
+def test_a_snippet_that_fails_is_noticed(text, tmp_path, monkeypatch, capsys, record_property, request):
     page = tmp_path / "page.md"
     page.write_text(text)
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     with pytest.raises(AssertionError):
-        test_every_snippet_of_a_page_runs(page, None, tmp_path, monkeypatch, capsys, record_property)
+        test_every_snippet_of_a_page_runs(page, None, tmp_path, monkeypatch, capsys, record_property, request)
 
 
 def test_words_we_never_say():
