@@ -15,6 +15,8 @@ from .capture.content import POLICIES
 from .capture.recorder import FAILURES
 from .core.checkpoint import check_origin
 from .core.errors import ConfigError, Malformed
+from .core.require import parse_duration
+from .core.times import SECOND_US
 from .disk import DISK, Disk, file_mode
 from .reports.approvals import Rule
 
@@ -81,6 +83,17 @@ class Publish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     minutes: int = 0
 
 
+class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``every``: after so long without an entry a process that records gives a sign of life (``30min``, ``1h``); empty: never."""
+
+    every: str = ""
+
+    @property
+    def every_us(self) -> int:
+        """Microseconds, 0 for never. ``Malformed`` for what is no duration."""
+        return parse_duration(self.every) if self.every else 0
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. ``keys`` is relative to the log folder."""
 
@@ -96,6 +109,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     approval: tuple[ApprovalRule, ...] = ()
     publish: Publish = Publish()
     anchor: tuple[AnchorSettings, ...] = ()
+    heartbeat: Heartbeat = Heartbeat()
 
 
 def build_settings(origin: str, timezone: str, keys: str, retention_days: int) -> bytes:
@@ -121,6 +135,9 @@ look_up = true            # ask Ollama for the digest behind a model's name
 # [[approval]]            # what needs an approval; tally query, trace and status say what lacks it
 # action = "post invoice"
 # where = "details.amount > 50"
+
+# [heartbeat]             # signs of life of whoever records, so that verify can name silences
+# every = "1h"
 
 [retention]
 days = {retention_days}
@@ -150,6 +167,11 @@ def read_settings(folder: Path) -> Settings:
         raise ConfigError(f"{path}: {e}") from e
     if settings.format != 1:
         raise ConfigError(f"{path}: format {settings.format} is newer than this program, which knows format 1")
+    try:
+        if 0 < settings.heartbeat.every_us < 60 * SECOND_US:
+            raise Malformed("at least 1min")
+    except Malformed as e:
+        raise ConfigError(f"{path}: heartbeat.every: {e}") from e
     if settings.content.keep not in ("previews", "none"):
         raise ConfigError(f'{path}: content.keep is "previews" or "none"')
     for number, word in enumerate((settings.ai.content, *(rule.content for rule in settings.ai.rules))):

@@ -15,6 +15,7 @@ from .core.errors import AuditError, StoreError
 from .disk import DISK, Disk
 from .keys import KeyFolder
 from .log.epochs import Rhythm
+from .log.heartbeat import Heartbeat
 from .log.keeper import Keeper
 from .log.view import LogView
 from .log.writer import Writer
@@ -46,7 +47,8 @@ class Handle:
             config=lambda: cfg.recorded(folder), disk=disk,
             rhythm=Rhythm(self.settings.epochs.close == "daily", self.settings.epochs.entries),
         )  # fmt: skip
-        self.keeper = Keeper(self.writer, self.view)
+        self.heartbeat = Heartbeat(self.writer, self.settings.heartbeat.every_us, CLOCK)
+        self.keeper = Keeper(self.writer, self.view, self.heartbeat)
         self.publisher = Publisher(folder, self.genesis, lambda: KeyFolder(self.keys.path), disk)
 
     def close(self) -> None:
@@ -56,6 +58,7 @@ class Handle:
             self.writer.queue.flush()
         except AuditError as e:
             unheard = e
+        self.heartbeat.stop()
         self.publisher.stop()
         self.keeper.stop()
         self.writer.close()
@@ -72,6 +75,7 @@ class Handle:
         self.keeper.after_fork()
         self.publisher.after_fork()
         self.writer.after_fork()
+        self.heartbeat.after_fork()
 
 
 def shared(folder: Path) -> Handle:

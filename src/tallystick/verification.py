@@ -120,7 +120,8 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     start = known.size if asked.new_only and known is not None else 0
     view = LogView(store, genesis, [index] if start else [])  # the index may help with what was proven before, and only there
     checker = Checker(store, view, Vault(path / "payloads", keys.path, genesis.origin), None if content else index, asked.progress,
-                      handed=HandedOut(path), parties=Parties(path), trusted=_trusted(genesis, asked))  # fmt: skip
+                      handed=HandedOut(path), parties=Parties(path), trusted=_trusted(genesis, asked),
+                      beat_us=settings.heartbeat.every_us)  # fmt: skip
     verdict = checker.verdict
     if settings.origin != genesis.origin:
         verdict.findings.append(Finding("replaced", f"log.toml says origin {settings.origin}, log.vkey {genesis.origin}",
@@ -155,7 +156,7 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     _lacks(path, checker, verdict)
     if asked.require is not None:
         due, newest = checker.recorded_until(now - asked.require.age_us, head.size)
-        verdict.findings += asked.require.lacking(verdict, due, now, newest, 0)
+        verdict.findings += asked.require.lacking(verdict, due, now, newest, settings.heartbeat.every_us)
     _remember(path, genesis, memory, pinned, known, verdict, full=start == 0 and not content)
     return verdict
 

@@ -37,6 +37,7 @@ COMMANDS = {
     "approve": "Say who decided about an answer or an action.",
     "trace": "One case from the first request to the last effect.",
     "report": "A report over a period: full, security, data_access or ai_usage.",
+    "heartbeat": "A sign of life of the log, for cron.",
     "archive": "Move entries that are old enough into compressed files.",
     "backup": "A verified copy of the log while it is written to, or of everything as evidence.",
     "resume": "Go on after a restored backup or lost keys, on the record.",

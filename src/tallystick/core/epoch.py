@@ -26,6 +26,7 @@ from .note import VerifierKey
 
 CREATED, EPOCH_CLOSE, EPOCH_RECOVERED, RECOVERED = "log.created", "log.epoch_close", "log.epoch_recovered", "log.recovered"
 ARCHIVED, PURGED, CONFIG, GAP, CLOCK_STEP = "log.archived", "log.purged", "log.config", "log.gap", "log.clock_step"
+STARTED, HEARTBEAT, STOPPED = "log.started", "log.heartbeat", "log.stopped"
 KEY_TYPES = frozenset({CREATED, EPOCH_CLOSE, EPOCH_RECOVERED, RECOVERED, ARCHIVED, PURGED})
 
 

@@ -20,7 +20,7 @@ from ..core.merkle import HASH_BYTES, Frontier, cut, leaf_hash, verify_consisten
 from ..core.note import split
 from ..core.tiles import frontier_at, prove_consistency, root_at
 from ..core.times import parse_time
-from ..core.verify import Alignment, Confirmation, Finding, Span, Verdict, align, merge
+from ..core.verify import Alignment, Confirmation, Finding, Span, Verdict, align, merge, minute_text
 from ..index.compare import Comparison, integrity, of_no_entry
 from ..index.derive import block_start
 from ..index.file import Index
@@ -36,6 +36,7 @@ from .view import Head, LogView, Stored
 FINDINGS_MAX = 1000
 _OWN = b'"event_type":"log.'
 TAIL_MAX = 65_536  # so many lines beyond the expected ones are looked at
+SILENCES_MAX = 50
 SAME_MAX = 20_000  # beyond so many lines that disagree in one segment they are named as a range
 
 
@@ -55,11 +56,12 @@ class Checker:
     def __init__(
         self, store: Store, view: LogView, vault: Vault, index: Index | None,
         progress: Callable[[str, int], None] | None = None, *, handed: HandedOut | None = None, parties: Parties | None = None,
-        trusted: Trusted = NOBODY,
+        trusted: Trusted = NOBODY, beat_us: int = 0,
     ) -> None:  # fmt: skip
         self._progress = progress or (lambda _what, _done: None)
         self._outside = None if handed is None or parties is None else Outside(handed, parties, trusted, self._tell)
-        self._trusted = trusted
+        self._trusted, self._beat_us = trusted, beat_us
+        self._last: tuple[int, int] | None = None  # index and time of the entry looked at last
         self._store, self._view, self._vault, self._index = store, view, vault, index
         self.verdict = Verdict(origin=view.genesis.origin)
         self._history: History | None = None
@@ -543,6 +545,7 @@ class Checker:
                     rows = self._guarded(rows, stored.hit, fields)
                 if stored.hit.index < start:
                     continue  # only to know the whole block
+                self._silence(stored.hit.index, fields)
                 if is_own(fields):
                     self.verdict.lifecycle_entries += 1
                     self._note_config(stored.hit.index, fields)
@@ -554,6 +557,18 @@ class Checker:
             self.verdict.not_proven.append(f"{unreadable:,} payloads: not readable by you")
         if self._keyless:
             self.verdict.not_proven.append(f"{self._keyless:,} payloads: there, but the folder of their keys is not here (a copy?)")
+
+    def _silence(self, index: int, fields: ent.Fields) -> None:
+        """Two neighbours further apart than two signs of life: what was seen, and no break."""
+        if not self._beat_us:
+            return
+        now, before = parse_time(fields.recorded_at), self._last
+        self._last = (index, now)
+        if before is None or before[0] + 1 != index or now - before[1] <= 2 * self._beat_us:
+            return
+        if len(self.verdict.seen) < SILENCES_MAX:
+            self.verdict.seen.append(f"silent from {minute_text(before[1])} to {minute_text(now)}, between #{before[0]:,} and "
+                                     f"#{index:,}")  # fmt: skip
 
     def _payloads(self, index: int, fields: ent.Fields) -> int:
         """Each payload opened and compared with its commitment; the number of those that this user may not read."""

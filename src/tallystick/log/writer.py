@@ -30,7 +30,7 @@ from ..clock import Clock
 from ..core import entry as ent
 from ..core.checkpoint import Checkpoint
 from ..core.entry import Draft, Fields, encode_draft
-from ..core.epoch import CLOCK_STEP, CONFIG, CREATED, EPOCH_CLOSE, EPOCH_RECOVERED, GAP, RECOVERED, Epoch, is_own, own_lines
+from ..core.epoch import CLOCK_STEP, CONFIG, CREATED, EPOCH_CLOSE, EPOCH_RECOVERED, GAP, RECOVERED, STARTED, Epoch, is_own, own_lines
 from ..core.errors import AuditError, Conflict, DiskFull, EntryRefused, ReadOnly, StateUnknown, StoreError
 from ..core.merkle import Frontier, leaves_of
 from ..core.note import encode_base64
@@ -96,6 +96,7 @@ class Writer:
         self._boot = ""
         self._gap: _Gap | None = None
         self._config_checked = False
+        self.announce: dict[str, Any] | None = None  # of this run, said once before its first entries (``heartbeat``)
         self._begun = False  # this handle has been in a known state under the lock
         self.busy = threading.Lock()  # held for every commit and by the keeper while it looks at what is dirty
         self._flushing = threading.Lock()  # no descriptor is closed while it is synced
@@ -238,6 +239,11 @@ class Writer:
         """Sign what recovery found, so that the state is a signed one."""
         if self._state is not None and self._state.found is not None:
             self._write([])
+
+    @property
+    def last_us(self) -> int | None:
+        """When this handle last wrote, by the wall clock; None if it did not."""
+        return None if self._last_clock is None else self._last_clock[0]
 
     @property
     def state(self) -> State:
@@ -429,7 +435,7 @@ class Writer:
         self._view.note_lines(state.size, len(lines), enumerate(lines if own else lines[: len(mine)], state.size))
         self._state = State(frontier, state.segment, state.offset + len(data), note, frontier.size, None)
         self._last_clock, self._day, self._gap = (now, self._clock.boot_us()), day, None
-        self._config_checked = True
+        self._config_checked, self.announce = True, None
         for lost in self._lost:  # said now, or nothing to say
             with contextlib.suppress(OSError):
                 self._disk.unlink(lost.path)
@@ -518,6 +524,8 @@ class Writer:
             digest = hashlib.sha256(self._config()).hexdigest()
             if digest != self._recorded_config():
                 own.append(self.own(CONFIG, "log.toml changed", {"sha256": digest}))
+        if self.announce is not None:
+            own.append(self.own(STARTED, "began to record", self.announce))
         return own
 
     def _lost_details(self) -> list[dict[str, Any]]:
