@@ -19,7 +19,7 @@ FILL_EVERY = 4  # rounds of those who write on: an index that lags costs readers
 class Keeper:
     """Runs while its writer writes; started by the first append."""
 
-    def __init__(self, writer: Writer, view: LogView, heartbeat: Heartbeat) -> None:
+    def __init__(self, writer: Writer, view: LogView, heartbeat: Heartbeat | None = None) -> None:
         self._writer, self._view, self._heartbeat = writer, view, heartbeat
         self._stop, self._starting = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
@@ -38,7 +38,8 @@ class Keeper:
             self._stop = threading.Event()
             self._thread = threading.Thread(target=self._run, args=(self._stop,), name="tallystick-keeper", daemon=True)
             self._thread.start()
-            self._heartbeat.start()
+            if self._heartbeat is not None:
+                self._heartbeat.start()
 
     def stop(self) -> None:
         """Stop and wait; what is not yet durable is left to ``Writer.close``."""
