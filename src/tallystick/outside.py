@@ -98,6 +98,7 @@ class HandedOut:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # not only closed: a child that was forked meanwhile has a copy of it
             os.close(fd)
 
     def _add(self, size: int, signatures: tuple[Signature, ...]) -> None:

@@ -1,7 +1,11 @@
 """The witness over HTTP: answers, headers, what is refused before it is read, and many who ask at once."""
 
 import hashlib
+import http.client
+import random
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -176,3 +180,68 @@ def test_when_it_cannot_keep_it_says_so_everywhere(served, log):
     status, _, body = served.ask("POST", "/add-checkpoint", log.body(0, 5))
     assert status == 503
     assert "—" not in body.decode()
+
+
+def test_any_bytes_are_answered_or_closed_and_the_next_is_served(served, log):
+    chance = random.Random(7)
+    whole = _post(log.body(0, 5), b"Host: x", b"Content-Length: %d" % len(log.body(0, 5)), b"Connection: close")
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(chance.randrange(1, 4)):
+            at = chance.randrange(len(data))
+            data[at : at + chance.randrange(3)] = chance.choice((b"", b"\r\n", b"\n", b"\0", b":", b" ", b"POST", bytes([chance.randrange(256)])))
+        got = served.raw(bytes(data))
+        assert got == b"" or got.startswith(b"HTTP/1.1 ")
+    assert served.ask("GET", "/healthz")[0] == 200
+    assert served.witness.broken == ""
+
+
+def test_what_was_answered_survives_kill_9_under_load(folder):
+    """A process serves many logs at once and is killed; what any client was told is known to the next start."""
+    logs = [MadeLog(f"log.example/{n}", 120) for n in range(8)]
+    for log in logs:
+        add_log(folder, log.key.verifier.format())
+    process = subprocess.Popen([sys.executable, "-m", "tallystick", "witness", "serve", folder, "--listen", "127.0.0.1:0"],
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    port = int(process.stderr.readline().rstrip().rpartition(":")[2])
+    told, enough = {log.origin: 0 for log in logs}, threading.Event()
+
+    def grow(log):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            for size in range(1, 120):
+                connection.request("POST", "/add-checkpoint", log.body(size - 1, size))
+                answer = connection.getresponse()
+                if answer.status != 200 or not answer.read().startswith("— ".encode()):
+                    return
+                told[log.origin] = size
+                if sum(told.values()) > 200:
+                    enough.set()
+        except (OSError, http.client.HTTPException):
+            return
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=grow, args=(log,)) for log in logs]
+    for thread in threads:
+        thread.start()
+    assert enough.wait(30)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    for thread in threads:
+        thread.join()
+    with serving(folder) as again:
+        for log in logs:
+            known = int(again.ask("POST", "/add-checkpoint", log.body(119, 120))[2])
+            assert told[log.origin] <= known <= told[log.origin] + 1
+            assert again.ask("POST", "/add-checkpoint", log.body(known, 120))[0] == 200
+
+
+def test_a_failure_that_nobody_foresaw_is_answered_and_stops_it(served, log, monkeypatch):
+    def fail(asked):
+        raise ZeroDivisionError("what nobody foresaw")
+
+    monkeypatch.setattr(served.witness, "settle", fail)
+    assert served.ask("POST", "/add-checkpoint", log.body(0, 5))[0] == 503
+    assert served.ask("GET", "/healthz")[0] == 503

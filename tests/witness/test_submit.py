@@ -252,6 +252,46 @@ def test_a_closed_epoch_goes_out_by_itself(audit, made):
         assert publisher.look(source) == []
 
 
+def test_an_epoch_that_a_writer_ended_is_witnessed(audit, made):
+    """Also where the writer could not sign with the log key: whoever hands out adds its line."""
+    with serving(made) as w:
+        configure(audit, Known("kanzlei", w.url, read_vkeys(made)))
+        publisher, source = background(audit)
+        key = audit._handle.keys.path / "log.key"
+        for hidden in (False, True):
+            if hidden:
+                os.rename(key, key.with_name("elsewhere"))
+            audit.rotate("test")
+            size = HandedOut(audit.path).sizes()[-1]
+            if hidden:
+                (outcome,) = publisher.look(source)
+                assert "log key" in outcome.error
+                os.rename(key.with_name("elsewhere"), key)
+                publisher._due.clear()
+            (outcome,) = publisher.look(source)
+            assert (outcome.size, outcome.word) == (size, "confirmed")
+            assert cosignatures(HandedOut(audit.path).signed(size), read_vkeys(made))
+
+
+def test_a_child_does_not_hold_the_lock_of_what_was_handed_out(audit):
+    """A fork while the publisher changes ``checkpoints/`` must not stop the writer's next epoch."""
+    read, write = os.pipe()
+    handed = HandedOut(audit.path)
+    with handed._alone():
+        pid = os.fork()
+        if pid == 0:
+            os.close(write)
+            os.read(read, 1)  # lives until the parent is done
+            os._exit(0)
+    os.close(read)
+    done = threading.Thread(target=audit.rotate, daemon=True)
+    done.start()
+    done.join(20)
+    os.close(write)
+    os.waitpid(pid, 0)
+    assert not done.is_alive()
+
+
 def test_who_failed_is_asked_later_and_later(audit, made, monkeypatch):
     from tallystick import publishing
     from tallystick.proving import current_checkpoint

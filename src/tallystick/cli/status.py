@@ -203,8 +203,14 @@ def _outside_text(log: AuditLogger, found: list[dict[str, Any]]) -> str:
 
 def _outside_needs(log: AuditLogger, path: str) -> list[tuple[str, str]]:
     from ..clock import CLOCK
+    from ..core.errors import AuditError
+    from ..publishing import parties_of, source_of
 
     found, parties, head = [], _parties(log), log._handle.view.head().size
+    try:
+        parties_of(source_of(log), log._handle.settings)
+    except AuditError as e:
+        found.append((f"nobody is asked: {e}", "correct that file"))
     for name, state in parties.items():
         command = f"tally {'witness submit' if state.kind == 'witness' else 'publish'} {path}"
         if state.error:

@@ -110,7 +110,7 @@ class Service:
         self._path = witness.folder / "logs"
         self._stamp: tuple[int, int, int] | None = None
         self._waiting: list[tuple[Authentic, Callable[[Answer], None]]] = []
-        self._keeping = False
+        self._keeping = self._closing = False
         self._thread = ThreadPoolExecutor(1, "tallystick-witness")
         self.connections: set[Connection] = set()
         self._logs: Logs = read_logs(witness.folder)
@@ -132,6 +132,9 @@ class Service:
 
     def add_checkpoint(self, body: bytes, deliver: Callable[[Answer], None]) -> None:
         """Answer a request, now or when it is kept. Called in the thread of the loop, and so is ``deliver``."""
+        if self._closing:
+            deliver(Answer(503, b"the witness is being stopped\n", retry_s=5))
+            return
         found = self.witness.authenticate(body, self._logs)
         if isinstance(found, Answer) and found.status in (403, 404) and self.read_logs():
             found = self.witness.authenticate(body, self._logs)  # the log, or a key of it, was added just now
@@ -154,7 +157,11 @@ class Service:
                 self._keep()  # the disk first: answers are written while it works
             else:
                 self._keeping = False
-            for (_, deliver), answer in zip(batch, future.result(), strict=True):
+            error = future.exception()
+            if error is not None:  # not one that ``settle`` knows: nothing is certain any more
+                self.witness.broken = f"{type(error).__name__}: {error}"
+            answers = [Answer(503, b"the witness failed; nothing was cosigned\n")] * len(batch) if error else future.result()
+            for (_, deliver), answer in zip(batch, answers, strict=True):
                 deliver(answer)
 
         done.add_done_callback(answered)
@@ -179,8 +186,11 @@ class Service:
             self.read_logs()
             await loop.run_in_executor(self._thread, self.witness.make_durable)
 
-    def close(self) -> None:
-        """Wait for the batch that is being kept."""
+    async def close(self) -> None:
+        """Take nothing more, and answer what is being kept."""
+        self._closing = True
+        while self._keeping:
+            await asyncio.sleep(0.005)
         self._thread.shutdown()
 
 
@@ -288,6 +298,11 @@ class Connection(asyncio.Protocol):
             if self._data:
                 asyncio.get_running_loop().call_soon(self.data_received, b"")
 
+    def close(self) -> None:
+        """Close it once what was answered is written."""
+        if self._transport is not None:
+            self._transport.close()
+
     def close_if_slow(self, now: float) -> None:
         """Close what has begun a request and does not finish it, or is idle for too long."""
         if self._answers or self._transport is None:
@@ -314,9 +329,7 @@ async def serve(
         tending.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await tending
-        service.close()
-        await asyncio.sleep(0)  # what was kept last is answered
+        await service.close()
         for connection in list(service.connections):
-            if connection._transport is not None:
-                connection._transport.close()
+            connection.close()
         await server.wait_closed()

@@ -236,8 +236,8 @@ class Witness:
                 if batch.rows or batch.evidence:
                     self._commit(self._db, batch)
                     self._unproven.update((e[0], e[1], e[2]) for e in batch.evidence if e[3] == "unproven")
-            except sqlite3.Error as e:
-                self.broken = str(e)
+            except (sqlite3.Error, AuditError, OSError) as e:
+                self.broken = str(e) or type(e).__name__
                 return [_failed(self.broken)] * len(asked)
             self._last.update(batch.fresh)
             return answers
