@@ -84,6 +84,13 @@ def test_nothing_is_answered_that_a_kill_would_lose(folder, log):
     assert cosigned_logs(folder)[log.origin].size == 80
 
 
+def test_every_commit_is_synced(witness):
+    """What ``kill -9`` cannot show, a power loss would: SQLite's own word for it."""
+    db = witness.witness._db
+    assert db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 def test_nothing_is_answered_before_it_is_kept(witness, log, monkeypatch):
     """When keeping fails nothing was cosigned, and nothing is from then on."""
 
