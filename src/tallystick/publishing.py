@@ -344,12 +344,12 @@ class Publisher:
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop; waits a moment for what is being handed out, which may be broken off at any point."""
+        """Stop; waits a moment for what is being handed out. If we die in it, or go on without it: it is handed out again."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._stopping = True
             self._wake.set()
-            thread.join(2.0)
+            thread.join(0.5)
 
     def after_fork(self) -> None:
         """In the child: the thread is the parent's, and its locks may be held."""
@@ -380,8 +380,8 @@ class Publisher:
         sizes = HandedOut(source.folder, self._disk).sizes()
         newest = sizes[-1] if sizes else 0
         done: list[Outcome] = []
-        ready = [p for p in parties if self._due.get(p.name, 0.0) <= now]
-        reached = {p.name: states.get(p.name) or PartyState(p.kind, p.target) for p in ready}
+        known = {p.name: states.get(p.name) or PartyState(p.kind, p.target) for p in parties}
+        reached = {name: s for name, s in known.items() if self._is_due(name, s, now, now_us)}
         minutes = settings.publish.minutes
         late = {name for name, s in reached.items() if minutes and now_us - s.done_us >= minutes * 60_000_000}
         if late and (head := source.view.head().size) > 0:
@@ -397,6 +397,11 @@ class Publisher:
         for outcome in done:
             self._plan(outcome, now)
         return done
+
+    def _is_due(self, name: str, state: PartyState, now: float, now_us: int) -> bool:
+        """Not again so soon after a failure, also one that another process had: short programs would ask at every start."""
+        failed_just_now = bool(state.error) and 0 <= now_us - state.tried_us < RETRY_S[0] * 1e6
+        return self._due.get(name, 0.0) <= now and not failed_just_now
 
     def _plan(self, outcome: Outcome, now: float) -> None:
         if not outcome.error:

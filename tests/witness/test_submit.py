@@ -17,7 +17,7 @@ from tallystick.publishing import Known, Publisher, change_policy, known_witness
 from tallystick.witness.folder import add_log, create, read_vkeys
 from tallystick.witness.submit import Url, WitnessClient
 
-from .conftest import NAME, MadeLog, serving
+from .conftest import NAME, MadeLog, SetClock, serving
 
 
 def fill(log, count):
@@ -268,6 +268,7 @@ def test_an_epoch_that_a_writer_ended_is_witnessed(audit, made):
                 assert "log key" in outcome.error
                 os.rename(key.with_name("elsewhere"), key)
                 publisher._due.clear()
+                (audit.path / "outside" / "kanzlei.json").unlink()  # as if half a minute were over
             (outcome,) = publisher.look(source)
             assert (outcome.size, outcome.word) == (size, "confirmed")
             assert cosignatures(HandedOut(audit.path).signed(size), read_vkeys(made))
@@ -298,6 +299,8 @@ def test_who_failed_is_asked_later_and_later(audit, made, monkeypatch):
 
     now = [1000.0]
     monkeypatch.setattr(publishing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(publishing, "CLOCK", SetClock())
+    monkeypatch.setattr(publishing.CLOCK, "wall_us", lambda: int(1.7e15 + now[0] * 1e6))
     configure(audit, Known("down", "http://127.0.0.1:9/", (MadeKey(),)))
     HandedOut(audit.path).put(41, current_checkpoint(audit))
     publisher, source = background(audit)
@@ -305,6 +308,8 @@ def test_who_failed_is_asked_later_and_later(audit, made, monkeypatch):
     for _ in range(10):
         assert publisher.look(source)[0].error
         assert publisher.look(source) == []
+        other, _ = background(audit)
+        assert other.look(source) == []  # nor does another process at once
         waits.append(publisher._due["down"] - now[0])
         now[0] = publisher._due["down"]
     assert waits[:3] == [30.0, 60.0, 120.0]
