@@ -26,7 +26,7 @@ class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One log as this user knows it. ``root`` and ``genesis`` in hex; times in microseconds since the epoch. ``witnesses``: the
     vkeys of those whose cosignatures count for this user, by the name that he gave them. ``successor``: the verifier key and genesis
     root of the log that ``tally resume`` of this user put in its place; empty where there is none. ``pinned_us``: when the key was
-    pinned, 0 where an older version did it."""
+    pinned, 0 where an older version did it. ``anchors``: what each anchor was when it was first seen here, by its name."""
 
     origin: str
     vkey: str
@@ -39,6 +39,7 @@ class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     witnesses: dict[str, str] = {}
     successor: str = ""
     pinned_us: int = 0
+    anchors: dict[str, str] = {}
 
 
 class Memory:
@@ -86,7 +87,7 @@ class Memory:
             before = logs.get(_name(log))
             if before is not None:
                 known = msgspec.structs.replace(known, witnesses=before.witnesses, successor=before.successor,
-                                                pinned_us=before.pinned_us)  # fmt: skip
+                                                pinned_us=before.pinned_us, anchors={**known.anchors, **before.anchors})  # fmt: skip
             logs[_name(log)] = known
 
     def pin_witness(self, log: Path, name: str, vkey: str) -> None:

@@ -29,6 +29,7 @@ from .core.verify import Finding, Span, Verdict
 from .family import check_links, check_older, follow, parts
 from .index.file import Index
 from .keys import KeyFolder, Mark
+from .log.anchored import identities
 from .log.check import Checker, Reference
 from .log.confirmed import Trusted
 from .log.view import LogView
@@ -142,6 +143,10 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     checker.references(head, references)
     agrees = kept is None or checker.given(head, kept)
     checker.handed_out(head)
+    pins = known.anchors if known is not None and verdict.key[1] == "you" else None
+    checker.anchored(head, settings.anchor, pins)
+    verdict.seen += [f"anchor {name} is not configured any more (it was: {what})" for name, what in (pins or {}).items()
+                     if name not in {one.name for one in settings.anchor}]  # fmt: skip
     _keep_evidence(path, memory, store, checker, [] if agrees else [asked.checkpoint or b""])
     checker.mark(head, _mark(keys, verdict), older_copy=any(f.issue == "older_copy" for f in verdict.findings))
     if content:
@@ -157,7 +162,8 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     if asked.require is not None:
         due, newest = checker.recorded_until(now - asked.require.age_us, head.size)
         verdict.findings += asked.require.lacking(verdict, due, now, newest, settings.heartbeat.every_us)
-    _remember(path, genesis, memory, pinned, known, verdict, full=start == 0 and not content)
+    _remember(path, genesis, memory, pinned, known, verdict, identities(settings.anchor, path),
+              full=start == 0 and not content)  # fmt: skip
     return verdict
 
 
@@ -207,6 +213,7 @@ def _stale(verdict: Verdict, now_us: int) -> None:
 
 def _keep_evidence(path: Path, memory: Memory, store: SegmentStore, checker: Checker, notes: list[bytes]) -> None:
     """Checkpoints signed by this log that are not of this history, and its own head, outlive whatever becomes of the folder."""
+    notes += checker.notes_against
     for file in checker.contradicting[:20]:
         with contextlib.suppress(AuditError, OSError):
             notes.append(HandedOut(path).signed(int(file[-20:])) or b"")
@@ -226,7 +233,8 @@ def _lacks(path: Path, checker: Checker, verdict: Verdict) -> None:
     if "witness" not in said and not checker.unpinned_witnesses():
         verdict.lacks.append(("no witness confirms this log", f"tally witness add NAME VKEY URL --log {log}"))
     if not said:
-        verdict.lacks.append(("nothing of it was kept outside this machine", f"tally checkpoint {log} > KEPT-ELSEWHERE"))
+        verdict.lacks.append(("nothing of it was kept outside this machine: by mail, on another disk, with a timestamp authority",
+                              "tally anchor add --help"))  # fmt: skip
     if not verdict.sealed_to and verdict.key[1] != "nobody":
         verdict.lacks.append(("nothing is sealed yet: whoever breaks in can still change all of it", f"tally key rotate {log}"))
 
@@ -353,8 +361,8 @@ def _mark(keys: KeyFolder, verdict: Verdict) -> Mark | None:
 
 
 def _remember(
-    path: Path, genesis: Genesis, memory: Memory, pinned: VerifierKey | None, known: Known | None, verdict: Verdict, *,
-    full: bool,
+    path: Path, genesis: Genesis, memory: Memory, pinned: VerifierKey | None, known: Known | None, verdict: Verdict,
+    anchors: dict[str, str], *, full: bool,
 ) -> None:  # fmt: skip
     """What was proven becomes what is known; never anything that was not."""
     if pinned is not None or known is None or verdict.exit_code not in (0, 3) or any(
@@ -363,7 +371,7 @@ def _remember(
     now = CLOCK.wall_us()
     memory.put_proven(path, Known(
         genesis.origin, genesis.vkey.format(), known.genesis, verdict.tree_size, verdict.root, now,
-        verdict.tree_size if full else known.full_size, now if full else known.full_us,
+        verdict.tree_size if full else known.full_size, now if full else known.full_us, anchors=anchors,
     ))  # fmt: skip
 
 

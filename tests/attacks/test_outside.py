@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tallystick import AuditLogger
+from tallystick.anchor.folder import folder_name
+from tallystick.anchor.timestamp import Timestamp, TimestampSettings
 from tallystick.clock import CLOCK
 from tallystick.core.checkpoint import Checkpoint, sign_checkpoint
 from tallystick.core.cosignature import ALGORITHMS, CosignerKey
 from tallystick.core.errors import Malformed
-from tallystick.core.note import Signature, VerifierKey
+from tallystick.core.note import Signature, VerifierKey, split
 from tallystick.core.policy import Group, Log, Policy, Witness
 from tallystick.core.tiles import root_at
 from tallystick.core.times import SECOND_US
 from tallystick.keys import KeyFolder
+from tallystick.log import anchored
 from tallystick.memory import pin_witness
 from tallystick.outside import HandedOut, Parties, PartyState
 from tallystick.store.segments import SegmentStore
 
+from ..anchor.servers import TimestampServer, authority
 from .conftest import Case, fill
 
 ANNA, BEN, CARL = (CosignerKey(f"w.example/{n}", ALGORITHMS[0], bytes([n]) * 32) for n in (1, 2, 3))
@@ -213,3 +220,102 @@ def test_lines_out_of_place_do_not_make_the_head_look_unsigned(case: Case) -> No
     case.change_lines(line.file, lambda lines: lines.pop(3))
     verdict = case.check(6, ("missing", 3))
     assert verdict.sealed_to == HandedOut(case.folder).sizes()[0]
+
+
+def configure_folder(case: Case, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    case.put("log.toml", case.read("log.toml") + f'\n[[anchor]]\nname = "share"\nkind = "folder"\nfolder = "{folder}"\n'.encode())
+
+
+def keep_in(folder: Path, case: Case, size: int, root: bytes | None = None) -> bytes:
+    made = checkpoint(case, size, root)
+    note = sign_checkpoint(made, KeyFolder(case.keys).log_key())
+    home = folder / folder_name(made.origin)
+    home.mkdir(exist_ok=True)
+    (home / f"{size:020d}.checkpoint").write_bytes(note)
+    return note
+
+
+@pytest.fixture
+def share(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that counts as another disk."""
+    monkeypatch.setattr(anchored, "_same_device", lambda a, b: False)
+    configure_folder(case, tmp_path / "share")
+    return tmp_path / "share"
+
+
+def test_the_newest_in_a_folder_elsewhere_confirms(case: Case, share: Path) -> None:
+    assert case.check(0).pending == ["folder share: nothing is there yet"]
+    keep_in(share, case, 10)
+    keep_in(share, case, 30)
+    for options in ({}, {"new_only": True}):
+        verdict = case.check(0, **options)
+        assert (verdict.anchored_to, verdict.confirmed_to) == (30, 30)
+        assert verdict.spans[0].outside == ("folder share",) and verdict.confirmations[0].time_us
+
+
+def test_a_folder_that_keeps_more_or_other_entries(case: Case, share: Path) -> None:
+    notes = {keep_in(share, case, case.size + 50, b"r" * 32)}
+    verdict = case.check(6, ("rolled_back", case.size))
+    assert "folder share keeps" in verdict.findings[0].text
+    assert notes <= {Path(p).read_bytes() for p in verdict.evidence}
+    (share / folder_name(checkpoint(case, 1).origin) / f"{case.size + 50:020d}.checkpoint").unlink()
+    keep_in(share, case, 30, b"r" * 32)
+    case.check(6, ("replaced", 0))
+
+
+def test_what_others_left_in_the_folder_is_no_finding_about_the_log(case: Case, share: Path) -> None:
+    keep_in(share, case, 20)
+    other = CosignerKey("x", ALGORITHMS[0], bytes(32))
+    forged = keep_in(share, case, 40, b"r" * 32).replace(b"AAAA", b"AAAB")
+    path = share / folder_name(checkpoint(case, 1).origin) / f"{40:020d}.checkpoint"
+    text, _ = split(forged)
+    path.write_bytes(text.encode() + b"\n" + other.cosign(Checkpoint.parse(text), NOW_S).format().encode() + b"\n")
+    assert case.check(0).anchored_to == 20
+
+
+def test_an_anchor_is_what_it_was_when_it_was_first_seen(case: Case, share: Path, tmp_path: Path) -> None:
+    keep_in(share, case, 30)
+    assert case.check(0).anchored_to == 30
+    elsewhere = tmp_path / "attacker"
+    elsewhere.mkdir()
+    keep_in(elsewhere, case, case.size)
+    settings = case.read("log.toml")
+    case.put("log.toml", settings.replace(str(share).encode(), str(elsewhere).encode()))
+    verdict = case.check(0)
+    assert verdict.anchored_to == 0 and "is not what was pinned here" in verdict.confirmations[0].remark
+    case.put("log.toml", settings[: settings.index(b"\n[[anchor]]")])
+    assert any("anchor share is not configured any more" in text for text in case.check(0).seen)
+
+
+def test_a_folder_on_the_disk_of_the_log_is_not_independent(case: Case, tmp_path: Path) -> None:
+    configure_folder(case, case.folder.parent / "beside")
+    keep_in(case.folder.parent / "beside", case, 30)
+    verdict = case.check(0)
+    assert verdict.anchored_to == 0 and verdict.confirmations[0].remark.startswith("not independent")
+    shutil.rmtree(case.folder.parent / "beside")
+    (pending,) = case.check(0).pending
+    assert "is it mounted?" in pending
+
+
+@pytest.mark.skipif(not os.environ.get("CI") and not (shutil.which("openssl") and importlib.util.find_spec("rfc3161_client")),
+                    reason="needs openssl and rfc3161-client")  # fmt: skip
+def test_a_timestamp_over_a_kept_checkpoint(case: Case, tmp_path: Path) -> None:
+    authority(tmp_path)
+    shutil.copy(tmp_path / "ca.pem", case.folder / "tsa.pem")
+    hand_out(case, 20)
+    hand_out(case, 30)
+    with TimestampServer(tmp_path) as server:
+        tables = f'\n[[anchor]]\nname = "stamp"\nkind = "timestamp"\nurl = "{server.url}"\ncertificate = "tsa.pem"\n'
+        case.put("log.toml", case.read("log.toml") + tables.encode())
+        assert case.check(0).pending == ["timestamp stamp: nothing came back from it yet"]
+        settings = TimestampSettings("stamp", server.url, "tsa.pem")
+        for size in (20, 30):
+            Timestamp(settings, case.folder).hand_over(size, HandedOut(case.folder).note(size) or b"")
+    verdict = case.check(0)
+    assert verdict.anchored_to == 30 and abs(verdict.confirmations[0].time_us // SECOND_US - NOW_S) < 3600
+    case.put(f"checkpoints/{30:020d}.stamp.tsr", case.read(f"checkpoints/{20:020d}.stamp.tsr"))
+    assert case.check(0).anchored_to == 20
+    authority(tmp_path, "other")
+    shutil.copy(tmp_path / "other.pem", case.folder / "tsa.pem")
+    assert case.check(0).anchored_to == 0

@@ -299,7 +299,7 @@ def show_verdict(verdict: Verdict, path: Path, kind: str = "log", *, details: bo
         _bad_day(screen, verdict)
     lists = [("older parts", verdict.older_parts), ("cannot be seen here", _unseen(verdict, kind)), ("seen", verdict.seen),
              ("kept as evidence", verdict.evidence),
-             ("not counted", _not_counted(verdict, zone))]  # fmt: skip
+             ("not counted", _not_counted(verdict, zone)), ("pending", verdict.pending)]  # fmt: skip
     shown = [(title, lines) for title, lines in lists if lines]
     if shown:
         screen.blank()

@@ -110,6 +110,7 @@ class Verdict:
     anchored_to: int = 0
     sealed_to: int = 0
     gone_to: int = 0
+    pending: list[str] = field(default_factory=list)  # parties outside of which nothing is proven, and why
     seen: list[str] = field(default_factory=list)
     times: tuple[str, str] | None = None  # when the first and the last entry that are here were recorded
     evidence: list[str] = field(default_factory=list)  # files with checkpoints that contradict each other
@@ -191,6 +192,7 @@ class Verdict:
             "anchored_until": self.anchored_to, "sealed_until": self.sealed_to,
             "stale_since": format_time(self.stale_since_us) if self.stale_since_us else None,
             "confirmations": [c.as_dict() for c in self.confirmations], "seen": self.seen,
+            "pending": self.pending,
             "lacks": [{"what": what, "command": command} for what, command in self.lacks],
             "evidence": self.evidence,
             "key": {"vkey": self.key[0], "pinned": self.key[1], "since": format_time(self.key[2]) if self.key[2] else None},

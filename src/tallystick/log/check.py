@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from ..anchor.configured import AnchorSettings
 from ..core import entry as ent
 from ..core.checkpoint import Checkpoint
 from ..core.epoch import CONFIG, CREATED, History, is_own
@@ -29,6 +30,7 @@ from ..keys import Mark
 from ..outside import HandedOut, Parties
 from ..store import Segment, Store
 from ..vault import Place, Vault
+from .anchored import returned
 from .confirmed import NOBODY, Kept, Outside, Trusted
 from .content import Agreed, prove_content
 from .view import Head, LogView, Stored
@@ -75,6 +77,8 @@ class Checker:
         self._head_error = ""
         self._keyless = 0  # payloads that lie here while no key folder does
         self._config: str | None = None
+        self.holding: list[Kept] = []
+        self.notes_against: list[bytes] = []  # checkpoints of this log, from elsewhere, that are not of this history
         self.contradicting: list[str] = []  # files with checkpoints of this log that are not of this history
         self._epochs: list[tuple[int, str]] = []  # ascending: entries below this size, if no earlier one says so, and what holds
 
@@ -704,7 +708,27 @@ class Checker:
                        f"#{first.checkpoint.size:,} is not what was signed then" + (f" ({later:,} later ones too)" if later else ""),
                        index=last_good, end=first.checkpoint.size)  # fmt: skip
         self.verdict.confirmations += self._outside.confirmations(holding[: len(good)], seen)
-        self._seal(holding[: len(good)])
+        self.holding = holding[: len(good)]
+        self._seal(self.holding)
+
+    def anchored(self, head: Checkpoint, anchors: Sequence[AnchorSettings], pins: Mapping[str, str] | None) -> None:
+        """What came back from anchors. One that knows another history is a break, whoever pinned it: the log's key signed both."""
+        assert self._history is not None
+        for one in returned(anchors, self._store.folder, self._view.genesis, self._history, self.holding, pins):
+            by = f"{one.kind} {one.name}"
+            if one.checkpoint is None:
+                self.verdict.pending.append(f"{by}: {one.problem}")
+                continue
+            kept = one.checkpoint
+            if kept.size > head.size:
+                self._find("rolled_back", f"{by} keeps {kept.size:,} entries, this log ends at {head.size:,}", index=head.size,
+                           end=kept.size)  # fmt: skip
+            elif self._same_history(head, [kept]) != ([kept], True):
+                self._find("replaced", f"{by} keeps other entries below #{kept.size:,} than this log", index=0, end=kept.size)
+            else:
+                self.verdict.confirmations.append(Confirmation(by, one.kind, kept.size, one.time_us, not one.remark, one.remark))
+                continue
+            self.notes_against.append(one.note)
 
     def _seal(self, holding: list[Kept]) -> None:
         """What closed epochs say. Only where the log's key came from outside its folder: else whoever made this log up made up its
