@@ -69,6 +69,7 @@ class Status(NamedTuple):
     verified: str
     verified_until: int
     confirmed_outside: list[dict[str, Any]]
+    epoch: dict[str, Any]
     retention_days: int
     keeps: str
     archived: int
@@ -91,7 +92,7 @@ def _look(log: AuditLogger) -> Status:
     keep = log._handle.settings.content.keep
     return Status(
         str(log.path), log.origin, size, on_disk, per_year, shutil.disk_usage(log.path).free, size - 1, newest.recorded_at_us,
-        checked.sentence, checked.size if checked.full_us else 0, _outside(log), log.retention_days, keep,
+        checked.sentence, checked.size if checked.full_us else 0, _outside(log), _epoch(log, size), log.retention_days, keep,
         (archived_range(log) or (0, 0))[1], needs,
     )  # fmt: skip
 
@@ -125,7 +126,7 @@ def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
         found.append((checked.sentence.partition(":")[0], f"tally verify {path}"))
     elif not checked.full_us:
         found.append(("this log was never verified by you", f"tally verify {path}"))
-    found += _outside_needs(log, path)
+    found += _outside_needs(log, path) + _epoch_needs(log, path)
     unapproved = _unapproved(log)
     if unapproved:
         found.append((f"{plural(unapproved, 'entry', 'entries')} of the last 30 days needed an approval and had none "
@@ -168,6 +169,31 @@ def _parties(log: AuditLogger) -> dict[str, PartyState]:
         configured = []
     known = Parties(log.path).all()
     return {p.name: known.get(p.name) or PartyState(p.kind, p.target) for p in configured}
+
+
+def _epoch(log: AuditLogger, size: int) -> dict[str, Any]:
+    """The running epoch: its number, where it begins, since when its key signs."""
+    epoch = log._handle.view.history(size).epochs[-1]
+    return {"number": epoch.number, "first": epoch.after, "opened": epoch.opened}
+
+
+def _epoch_text(log: AuditLogger, epoch: dict[str, Any]) -> str:
+    from ..core.times import parse_time
+
+    closed = f"entries below #{epoch['first']:,} are closed" if epoch["number"] else "none was closed yet"
+    return f"epoch {epoch['number']}, its key signs since {when_text(parse_time(epoch['opened']), log.zone)}; {closed}"
+
+
+def _epoch_needs(log: AuditLogger, path: str) -> list[tuple[str, str]]:
+    """An epoch that should have ended with its day: somebody records who may not make keys."""
+    from ..clock import CLOCK
+    from ..core.times import DAY_US, parse_time
+
+    opened = parse_time(_epoch(log, log._handle.view.head().size)["opened"])
+    if log._handle.settings.epochs.close != "daily" or CLOCK.wall_us() - opened < 2 * DAY_US:
+        return []
+    return [("the signing key was not changed for more than a day: nothing was recorded since, or who records may not write where "
+             "the keys are", f"tally key rotate {path}")]  # fmt: skip
 
 
 def _outside(log: AuditLogger) -> list[dict[str, Any]]:
@@ -264,6 +290,7 @@ def _show(log: AuditLogger, found: Status) -> None:
         ("newest", f"#{found.newest_index:,} {when_text(found.newest_us, log.zone)}  {log.zone}"),
         ("checked", found.verified),
         ("outside", _outside_text(log, found.confirmed_outside)),
+        ("sealing", _epoch_text(log, found.epoch)),
         ("keeps", f"entries {found.retention_days:,} d, then to be archived · {keeps[found.keeps]}"),
         ("models", f"of prompts and answers: {content}{rules} · when the log cannot be written: {ai.failure}"),
     ], indent=2)  # fmt: skip
