@@ -94,6 +94,12 @@ class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return parse_duration(self.every) if self.every else 0
 
 
+class Keyd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``socket``: of the ``tally keyd`` that holds the epoch keys, relative to the log folder; empty: they are files of ``keys``."""
+
+    socket: str = ""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. ``keys`` is relative to the log folder."""
 
@@ -110,6 +116,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     publish: Publish = Publish()
     anchor: tuple[AnchorSettings, ...] = ()
     heartbeat: Heartbeat = Heartbeat()
+    keyd: Keyd = Keyd()
 
 
 def build_settings(origin: str, timezone: str, keys: str, retention_days: int) -> bytes:
@@ -235,7 +242,7 @@ def add_anchor(folder: Path, anchor: AnchorSettings, taken: Iterable[str] = (), 
     lines = [f"{key} = {_toml(value)}\n" for key, value in values.items() if value != defaults.get(key)]
     data = (folder / "log.toml").read_bytes()
     gap = b"" if data.endswith(b"\n") else b"\n"
-    _replace(folder, data + gap + ("\n[[anchor]]\n" + "".join(lines)).encode(), (*settings.anchor, anchor), disk)
+    _replace(folder, data + gap + ("\n[[anchor]]\n" + "".join(lines)).encode(), disk, anchor=(*settings.anchor, anchor))
 
 
 def remove_anchor(folder: Path, name: str, disk: Disk = DISK) -> None:
@@ -256,17 +263,25 @@ def remove_anchor(folder: Path, name: str, disk: Disk = DISK) -> None:
     if start and not lines[start - 1].strip():
         start -= 1
     rest = "".join(lines[:start] + lines[end:]).encode()
-    _replace(folder, rest, settings.anchor[:at] + settings.anchor[at + 1 :], disk)
+    _replace(folder, rest, disk, anchor=settings.anchor[:at] + settings.anchor[at + 1 :])
 
 
-def _replace(folder: Path, data: bytes, anchors: tuple[AnchorSettings, ...], disk: Disk) -> None:
+def set_keyd(folder: Path, socket: str, disk: Disk = DISK) -> None:
+    """Append ``[keyd]`` to ``log.toml``. ``ConfigError`` if there is one."""
+    data = (folder / "log.toml").read_bytes()
+    gap = b"" if data.endswith(b"\n") else b"\n"
+    table = f"\n[keyd]                  # the epoch keys are in another process\nsocket = {_toml(socket)}\n"
+    _replace(folder, data + gap + table.encode(), disk, keyd=Keyd(socket))
+
+
+def _replace(folder: Path, data: bytes, disk: Disk, **changes: object) -> None:
     """Write ``log.toml`` if it says then what was meant, and nothing else."""
     path, before = folder / "log.toml", read_settings(folder)
     try:
         after = msgspec.convert(tomllib.loads(data.decode("utf-8")), Settings)
     except (ValueError, RecursionError, msgspec.ValidationError) as e:
         raise ConfigError(f"{path} would not be readable any more ({e}); edit it by hand") from None
-    if after != msgspec.structs.replace(before, anchor=anchors):
+    if after != msgspec.structs.replace(before, **changes):
         raise ConfigError(f"{path} is written in a way that only a person should edit; nothing was changed")
     disk.write_file(path, data, file_mode(folder), like=folder)
 

@@ -13,6 +13,7 @@ from . import config as cfg
 from .clock import CLOCK
 from .core.errors import AuditError, StoreError
 from .disk import DISK, Disk
+from .keyd.client import KeydCustody
 from .keys import KeyFolder
 from .log.epochs import Rhythm
 from .log.heartbeat import Heartbeat
@@ -45,11 +46,16 @@ class Handle:
         self.writer = Writer(
             self.store, self.view, self.keys, self.vault, CLOCK, segment_bytes=self.settings.segments.bytes,
             config=lambda: cfg.recorded(folder), disk=disk,
-            rhythm=Rhythm(self.settings.epochs.close == "daily", self.settings.epochs.entries),
+            rhythm=Rhythm(self.settings.epochs.close == "daily", self.settings.epochs.entries), custody=self._custody(),
         )  # fmt: skip
         self.heartbeat = Heartbeat(self.writer, self.settings.heartbeat.every_us, CLOCK)
         self.keeper = Keeper(self.writer, self.view, self.heartbeat)
         self.publisher = Publisher(folder, self.genesis, lambda: KeyFolder(self.keys.path), disk)
+
+    def _custody(self) -> KeydCustody | None:
+        """The daemon that holds the epoch keys, where log.toml names one."""
+        where = self.settings.keyd.socket
+        return KeydCustody(self.folder / where, self.genesis.origin, self.store.hashes) if where else None
 
     def close(self) -> None:
         """The orderly end. What was submitted is settled first; if something of it failed unheard, that is raised last."""

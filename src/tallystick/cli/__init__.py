@@ -43,6 +43,7 @@ COMMANDS = {
     "resume": "Go on after a restored backup or lost keys, on the record.",
     "export": "The stored lines as they are.",
     "key": "The log's keys: print the public one, change the signing one.",
+    "keyd": "Keep the epoch keys in a process of another user.",
     "trust": "Trust a log's key on this machine, or forget it.",
     "status": "How the log is doing (the same as tally alone).",
     "demo": "A real automation on a real model, its log, and an attacker.",

@@ -88,6 +88,7 @@ class Writer:
         self._queued = store.folder / "queued"
         self._lost: list[Lost] = []  # by processes that died
         self._recovery = Recovery(store, view, self._payload_there)
+        self._synced_first = custody is not None  # what another process signed cannot be taken back with its lines
         self._epochs = Epochs(store, keys, custody or keys, view.genesis.origin, rhythm, disk)
         self._state: State | None = None
         self._fatal: AuditError | None = None
@@ -451,8 +452,11 @@ class Writer:
             self._store.append(state.size, data)
             put_leaves(self._store, frontier, leaves_of(data))
             root = frontier.root()
+            if self._synced_first:
+                self._store.sync()
             note = self._epochs.signer.sign(frontier.size, root)
-            self._store.sync()
+            if not self._synced_first:
+                self._store.sync()
         except OSError as e:
             self._state = None
             if not self._store.broken:
@@ -460,6 +464,11 @@ class Writer:
                     self._store.rollback()
                 except OSError:
                     raise self._unknown(e) from e
+            raise
+        except AuditError as e:  # of tally keyd, which may have signed: the lines stay, and are taken in by the next append
+            self._state = None
+            if isinstance(e, StateUnknown):
+                self._die(e)
             raise
         return note, root
 
