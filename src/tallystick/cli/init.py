@@ -42,4 +42,5 @@ def command(log: str | None, origin: str | None, retention_days: int, as_json: b
     note("next:")
     note(f'  tally record{named} --actor ana --action "read customer" --resource crm')
     note(f"  tally verify{named}")
+    note(f"  tally key card{named} --pdf card.pdf      (no card was printed yet: give one to somebody who cannot log in here)")
     click.echo(genesis.vkey.format())

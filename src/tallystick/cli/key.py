@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .card import card
 from .common import find_log, open_log, plural, print_json
 
 
@@ -76,3 +77,6 @@ def _closed(found: dict[str, object], as_json: bool, said: str) -> None:
     else:
         note(said)
         click.echo(str(found["note"]), nl=False)
+
+
+command.add_command(card)

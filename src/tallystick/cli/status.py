@@ -120,6 +120,8 @@ def _bytes_on_disk(folder: Path) -> int:
 
 
 def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
+    from ..card import made_us
+
     path = shlex.quote(str(log.path))
     found = []
     if checked.alarm:
@@ -127,6 +129,10 @@ def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
     elif not checked.full_us:
         found.append(("this log was never verified by you", f"tally verify {path}"))
     found += _outside_needs(log, path) + _epoch_needs(log, path)
+    if log.memory.folder is not None and made_us(log.memory, log.verifier_key()) is None:
+        found.append(("no key card was printed: nobody else could tell this log from another in its place",
+                      f"tally key card {path} --pdf card.pdf"))  # fmt: skip
+    found += [(what, f"tally verify {path}") for what in _parts_missing(log)]
     unapproved = _unapproved(log)
     if unapproved:
         found.append((f"{plural(unapproved, 'entry', 'entries')} of the last 30 days needed an approval and had none "
@@ -248,6 +254,11 @@ def _outside_needs(log: AuditLogger, path: str) -> list[tuple[str, str]]:
     return found
 
 
+def _parts_missing(log: AuditLogger) -> list[str]:
+    """Older parts of a log that was resumed that cannot be read."""
+    return log.family.missing if log.family.older or log.family.missing else []
+
+
 def _waiting(log: AuditLogger) -> int:
     """Files in the spool that hold something; 0 where this user may not look."""
     try:
@@ -287,6 +298,7 @@ def _show(log: AuditLogger, found: Status) -> None:
     rules = f" (and {plural(len(ai.rules), 'rule')})" if ai.rules else ""
     screen.pairs([
         ("size", f"{plural(found.entries, 'entry', 'entries')}{left} · {size_text(found.bytes_on_disk)} · {year}{lasts}"),
+        ("older parts", " · ".join(f"part {p.number}: {plural(p.size, 'entry', 'entries')}" for p in log.family.older)),
         ("newest", f"#{found.newest_index:,} {when_text(found.newest_us, log.zone)}  {log.zone}"),
         ("checked", found.verified),
         ("outside", _outside_text(log, found.confirmed_outside)),

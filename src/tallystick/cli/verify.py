@@ -412,6 +412,10 @@ def _key(screen: Screen, verdict: Verdict, zone: tzinfo | None) -> None:
     text = f"key {key_id[:4]} {key_id[4:]}, "
     text += "given by you; nothing is remembered" if who == "given" else "pinned on this machine, by you" + (
         f", since {_at(since, zone)}" if since else "")  # fmt: skip
+    if who != "given":
+        from ..card import made_us
+
+        text += f"; card printed: {'yes' if made_us(user_memory(), vkey) else 'no (tally key card)'}"
     screen.blank()
     screen.line(text, indent=2)
 
