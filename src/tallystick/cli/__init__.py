@@ -41,6 +41,7 @@ COMMANDS = {
     "archive": "Move entries that are old enough into compressed files.",
     "backup": "A verified copy of the log while it is written to, or of everything as evidence.",
     "resume": "Go on after a restored backup or lost keys, on the record.",
+    "incident": "After a break-in: what still stands, and on what.",
     "export": "The stored lines as they are.",
     "key": "The log's keys: print the public one, change the signing one.",
     "keyd": "Keep the epoch keys in a process of another user.",
