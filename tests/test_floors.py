@@ -10,7 +10,7 @@ FLOORS: dict[str, int] = {
     "core": 0, "disk": 1, "clock": 1, "keys": 2, "vault": 2, "index": 2, "memory": 2, "outside": 2, "store": 2, "log": 3,
     "retention": 3, "anchor": 3, "keyd": 3, "witness": 3, "capture": 4, "reports": 4, "evidence": 4, "config": 5, "opening": 5,
     "handles": 5, "events": 5, "journal": 5, "logger": 5, "verification": 5, "splitview": 5, "proving": 5, "packing": 5, "publishing": 5,
-    "family": 5, "backup": 5, "resume": 5, "card": 5, "incident": 5,
+    "answering": 5, "judging": 5, "family": 5, "backup": 5, "resume": 5, "card": 5, "incident": 5,
     "demo": 5, "cli": 5, "__init__": 5, "__main__": 5,
 }  # fmt: skip
 

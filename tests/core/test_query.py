@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tallystick import AuditEntry, AuditLogger
 from tallystick.core.entry import EVENT_TYPES, FIELD_NAMES, OUTCOMES
-from tallystick.core.query import FIELDS, Condition, Question, ask, glob_pattern, parse_where
+from tallystick.core.query import FIELDS, Condition, Question, ask, glob_matches, parse_where
 from tallystick.core.times import parse_time
 from tallystick.index.derive import Lines
 from tallystick.index.file import SCHEMA, Index
@@ -191,11 +191,11 @@ def test_what_the_index_leaves_out_is_no_answer(everything: list[AuditEntry], fi
 def test_globs(glob: str, text: str) -> None:
     """``*`` and ``?`` only: a bracket is a bracket."""
     quoted = glob.replace("[", "[[]")
-    assert (glob_pattern(glob).fullmatch(text) is not None) is fnmatch.fnmatchcase(text, quoted)
+    assert glob_matches(glob, text) is fnmatch.fnmatchcase(text, quoted)
 
 
 def test_a_glob_of_many_stars_ends() -> None:
-    assert glob_pattern("*" * 1000 + "b").fullmatch("a" * 5000) is None
+    assert not glob_matches("*" * 1000 + "b", "a" * 5000)
 
 
 def test_unknown_fields_name_the_known() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -23,6 +25,8 @@ from .common import (
     plural,
     print_json,
     range_text,
+    size_text,
+    write_whole,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -55,7 +59,8 @@ def _place(_ctx: click.Context, _param: click.Parameter, text: str | None) -> in
 Example:
   tally query --on "last tuesday" --actor invoice-bot
   tally query --since 7d --outcome denied --newest-first
-  tally query --period 2026-11 --where 'details.amount>100' --where 'resource~crm/*' --jsonl""",
+  tally query --period 2026-11 --where 'details.amount>100' --where 'resource~crm/*' --jsonl
+  tally query --actor invoice-bot --prove --with-lines -o answer.txt""",
 )
 @click.argument("log", required=False)
 @period_options
@@ -70,24 +75,40 @@ Example:
 @click.option("--limit", type=click.IntRange(0), default=50, show_default=True, help="0: all.")
 @click.option("--newest-first", is_flag=True)
 @click.option("--after", metavar="INDEX", callback=_place, help="Page on: what follows that index in the chosen order.")
+@click.option("--before", type=click.IntRange(0), metavar="INDEX", help="Only entries below that index.")
+@click.option("--prove", is_flag=True, help="Write an answer that others can check, with the range that was read: -o FILE.")
+@click.option("--with-lines", is_flag=True, help="With --prove: all lines of the range; this alone shows that no other matches.")
+@click.option("-o", "--output", metavar="FILE", help="With --prove: where to write it.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
 @click.option("--archives", metavar="FOLDER", help="Read archived entries there as well.")
 @click.option("--unapproved", is_flag=True, help="Only what needed an approval and had none of somebody who is known.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.option("--jsonl", is_flag=True, help="One JSON object a line, as they are found.")
 def command(
     log: str | None, on: str | None, since: str | None, until: str | None, period: str | None, where: tuple[str, ...],
-    limit: int, newest_first: bool, after: int | str | None, archives: str | None, unapproved: bool, as_json: bool, jsonl: bool,
-    **fields: tuple[str, ...],
+    limit: int, newest_first: bool, after: int | str | None, before: int | None, prove: bool, with_lines: bool, output: str | None,
+    force: bool, archives: str | None, unapproved: bool, as_json: bool, jsonl: bool, **fields: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Find entries; oldest first. All conditions must hold."""
     if as_json and jsonl:
         raise click.UsageError("--json and --jsonl do not go together")
+    if not prove and (with_lines or output is not None):
+        raise click.UsageError("--with-lines and -o belong to --prove")
+    if prove and (output is None or jsonl or archives is not None or unapproved or newest_first):
+        raise click.UsageError("--prove needs -o FILE, and goes without --jsonl, --archives, --unapproved and --newest-first")
     filters, extra = _filters(fields, where)
     with open_log(find_log(log)) as opened:
         asked = parse_period(opened.zone, on, since, until, period)
+        if prove:
+            if isinstance(after, str):
+                raise click.UsageError(f"--after {after} is of an older part; ask that part itself, by the name of its folder")
+            place = _Range(after, before, with_lines, Path(str(output)), force)
+            _prove(opened, filters, extra, asked, place, as_json=as_json)
+            return
         if unapproved and not opened.approval_rules:
             raise click.UsageError(f"{opened.path}/log.toml has no [[approval]] that says what needs one")
-        entries = Answers(opened, filters, extra, asked, newest_first, after, archives, unapproved=unapproved)
+        entries = Answers(opened, filters, extra, asked, newest_first, after, archives, unapproved=unapproved,
+                          before=before)  # fmt: skip
         if jsonl:
             _print_lines(opened, entries, limit)
         elif as_json:
@@ -126,14 +147,18 @@ class Answers:
 
     def __init__(
         self, log: AuditLogger, filters: dict[str, Any], extra: Question, period: Period, newest_first: bool, after: int | str | None,
-        archives: str | None, *, unapproved: bool = False,
+        archives: str | None, *, unapproved: bool = False, before: int | None = None,
     ) -> None:  # fmt: skip
         self.log, self.filters, self.extra, self.period = log, filters, extra, period
-        self.newest_first, self.after, self.archives = newest_first, after, archives
+        self.newest_first, self.after, self.before, self.archives = newest_first, after, before, archives
         self.rules, self.unapproved = log.approval_rules, unapproved
 
     def __iter__(self) -> Iterator[AuditEntry]:
-        page: dict[str, Any] = {"before" if self.newest_first else "after": self.after}
+        page: dict[str, Any] = {} if self.before is None else {"before": self.before}
+        if self.after is not None:
+            name = "before" if self.newest_first else "after"
+            known = page.get(name)
+            page[name] = min(self.after, known) if isinstance(known, int) and isinstance(self.after, int) else self.after
         found = self.log.entries(self.filters, self.period.start, self.period.end, newest_first=self.newest_first,
                                  archives=self.archives, **page)  # fmt: skip
         return (entry for entry in found if self.extra.matches(entry) and (not self.unapproved or self.lacks(entry)))
@@ -157,6 +182,44 @@ class Answers:
         if self.archives is not None:
             return None
         return archived_range(self.log)
+
+
+class _Range(NamedTuple):
+    """Which range is read for a proven answer, what of it is handed out, and where to."""
+
+    after: int | None
+    before: int | None
+    with_lines: bool
+    target: Path
+    force: bool
+
+
+def _prove(log: AuditLogger, filters: dict[str, Any], extra: Question, period: Period, place: _Range, *, as_json: bool) -> None:
+    """Write the answer and say what it shows."""
+    from ..answering import prove_answer
+    from ..core.query import ask
+
+    if place.target.is_file() and not place.force:
+        raise click.ClickException(f"{place.target} is there already; name another with -o, or --force")
+    question = ask(filters, start_us=period.start_us, end_us=period.end_us)
+    question = question._replace(conditions=(*question.conditions, *extra.conditions))
+    answer, proven = prove_answer(log, question, after=place.after, before=place.before, with_lines=place.with_lines)
+    data = answer.format()
+    write_whole(place.target, data)
+    vkey = log._handle.genesis.vkey.format()
+    if as_json:
+        print_json({"answer": str(place.target), "bytes": len(data), "rows": [e.index for e in proven.rows], "start": answer.start,
+                    "end": answer.end, "complete": proven.complete, "tree_size": proven.checkpoint.size, "vkey": vkey})  # fmt: skip
+        return
+    span = range_text(answer.start, answer.end) if answer.found else "an empty range"
+    click.echo(f"{place.target}: {plural(len(proven.rows), 'row')} of {plural(len(answer.found), 'entry', 'entries')} read ({span}), "
+               f"{size_text(len(data))}; checked before it was written")  # fmt: skip
+    if proven.complete:
+        click.echo("it shows that these are all: every line that was read is in it, in clear text")
+    else:
+        click.echo("it shows that the rows are in the log and nothing of the range was left out or moved; that no other entry "
+                   "matches it does not show (--with-lines)")  # fmt: skip
+    click.echo(f"\nto check it, anywhere, without the log:\n  tally verify {shlex.quote(str(place.target))} --vkey {vkey}")
 
 
 def _limited(entries: Answers, limit: int) -> tuple[list[AuditEntry], Iterator[AuditEntry]]:

@@ -48,6 +48,7 @@ Example:
   tally verify --require witnessed,sealed,max-age=1d                 for schedulers
   tally verify monday.checkpoint friday.checkpoint --log audit_log
   tally verify decision.tlog-proof --entry decision.json --vkey "$(cat kept-elsewhere.vkey)"
+  tally verify evidence.zip --vkey "$(cat kept-elsewhere.vkey)"      a pack, or a proven answer
 \b
 --require: witnessed, anchored, sealed (of all entries older than max-age, 25h unless given), content,
 alive, max-age=1d (the newest confirmation from outside is no older).
@@ -69,13 +70,13 @@ def command(
     things: tuple[str, ...], entry_file: str | None, vkey: str | None, checkpoint_file: str | None, policy_file: str | None,
     require: str | None, log_path: str | None, new_only: bool, content: bool, details: bool, as_json: bool,
 ) -> int:  # fmt: skip
-    """Prove that nothing was altered. THING is a log folder, two checkpoints, a .tlog-proof, an archive or a folder of them."""
+    """Prove that nothing was altered. THING is a log folder, two checkpoints, a .tlog-proof, a pack, an answer, an archive."""
     _check_require(require)
     found = [(path, kind) for thing in things or (None,) for path, kind in _sort(thing)]
     kinds = {kind for _, kind in found}
     if entry_file is not None and "proof" not in kinds:
         raise click.UsageError("--entry belongs to a .tlog-proof")
-    if "log" not in kinds:
+    if not kinds & {"log", "pack", "answer"}:
         for option, given in (("--checkpoint", checkpoint_file), ("--policy", policy_file), ("--require", require)):
             if given is not None:
                 raise click.UsageError(f"{option} belongs to a log")
@@ -152,6 +153,9 @@ def _sort(thing: str | None) -> list[tuple[Path, str]]:
         return [(path, "archive")]
     if thing.endswith(".tlog-proof"):
         return [(path, "proof")]
+    handed_out = _handed_out(path)
+    if handed_out:
+        return [(path, handed_out)]
     if path.is_file():
         return [(path, "checkpoint" if _is_checkpoint(path) else "proof")]
     if path.is_dir() and not (path / "log.vkey").exists() and not (path / "segments").exists():
@@ -159,6 +163,17 @@ def _sort(thing: str | None) -> list[tuple[Path, str]]:
         if archives and user_memory().get(path) is None:
             return [(archive, "archive") for archive in archives]
     return [(path, "log")]
+
+
+def _handed_out(path: Path) -> str | None:
+    """A pack or an answer, by how it begins."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(21) if path.is_file() else b""
+    except OSError:
+        return None
+    return "pack" if begin[:4] in (b"PK\x03\x04", b"PK\x05\x06") or path.suffix == ".zip" else (
+        "answer" if begin == b"tallystick/answer@v1\n" else None)  # fmt: skip
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -185,6 +200,8 @@ def _verify(
             a, b = (splitview.Handed.read(_shown(path), _read(str(path))) for path in paths)
             vkey = given.vkey or os.environ.get("TALLY_VKEY") or None
             return splitview.compare(a, b, memory=memory, vkey=vkey, log=given.log)
+        if kind in ("pack", "answer"):
+            return _judge(path, kind, memory, given)
         if kind == "proof":
             return verification.verify_proof(_read(str(path)), given.line, vkey=given.vkey, memory=memory)
         if kind == "archive":
@@ -198,6 +215,18 @@ def _verify(
         issue = {6: "replaced", 4: "malformed", 2: "unreadable"}[code]
         text = f"{e.filename or path}: {e.strerror}" if isinstance(e, OSError) else str(e)
         return Verdict(findings=[Finding(issue, text, code)], of=kind)
+
+
+def _judge(path: Path, kind: str, memory: Memory, given: _Given) -> Verdict:
+    from ..anchor.saved_mail import find_note
+    from ..core.packfile import PACK_BYTES_MAX
+    from ..judging import judge_answer, judge_pack
+
+    data = _read(str(path), PACK_BYTES_MAX)
+    if kind == "answer":
+        return judge_answer(data, memory=memory, vkey=given.vkey, policy=given.policy)
+    kept = None if given.checkpoint is None else find_note(given.checkpoint)
+    return judge_pack(data, memory=memory, vkey=given.vkey, checkpoint=kept, policy=given.policy)
 
 
 def _shown(path: Path) -> str:
@@ -230,16 +259,16 @@ def _check_vkey(vkey: str | None) -> None:
                 raise Malformed(f"{name}: {e}") from None
 
 
-def _read(name: str) -> bytes:
+def _read(name: str, bytes_max: int = _INPUT_BYTES_MAX) -> bytes:
     from ..core.errors import Malformed
 
     if name == "-":
-        data = sys.stdin.buffer.read(_INPUT_BYTES_MAX + 1)
+        data = sys.stdin.buffer.read(bytes_max + 1)
     else:
         with open(name, "rb") as file:
-            data = file.read(_INPUT_BYTES_MAX + 1)
-    if len(data) > _INPUT_BYTES_MAX:
-        raise Malformed(f"{name}: more than {_INPUT_BYTES_MAX:,} bytes; nothing that belongs here is so long")
+            data = file.read(bytes_max + 1)
+    if len(data) > bytes_max:
+        raise Malformed(f"{name}: more than {bytes_max:,} bytes; nothing that belongs here is so long")
     return data
 
 
@@ -293,7 +322,7 @@ def show_verdict(verdict: Verdict, path: Path, kind: str = "log", *, details: bo
     issues = verdict.issues
     if not (len(issues) == 1 and issues[0].get("index") is None and str(issues[0].get("text")) in verdict.sentence):
         _issues(screen, issues, zone)
-    if kind == "log":
+    if kind in ("log", "pack") and code in (0, 3, 6):
         _ranges(screen, verdict, zone)
     if code == 6:
         _bad_day(screen, verdict)

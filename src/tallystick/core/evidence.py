@@ -279,7 +279,7 @@ class _Check:
                 seen = ", ".join(sorted(names)) or "none of its witnesses"
                 self.verdict.findings.append(Finding(
                     "unwitnessed", f"the quorum {policy.quorum!r} of your policy is not reached: cosigned by {seen}", 3))  # fmt: skip
-            self.words += [_cosigned(c) for c in found]
+            self.words += [_cosigned(c).replace("cosigned by", "witness", 1) for c in found]
         elif self.pack.policy is not None:
             found = cosignatures(self.pack.note, [w.key for w in self.pack.policy.witnesses])
             if found:
@@ -328,13 +328,13 @@ class _Check:
                 3))  # fmt: skip
             verdict.next.append("get the key of this log from somebody else than the party that gave you the pack, then: "
                                 "tally verify PACK --vkey KEY")  # fmt: skip
+        outside = [*(["the checkpoint that you gave"] if self.kept_size else []), *self.words]
         for index in sorted(self.pack.entries):
-            words = ["content proven", "signed"] + (["recovered unsigned"] if history.is_recovered(index) else [])
-            if self.kept_size and index < self.sealed_to:
-                words.append(f"sealed by closed epochs (to {self.sealed_to:,})")
-            if index < self.kept_size:
-                words.append(f"below the checkpoint that you kept ({self.kept_size:,})")
-            verdict.spans.append(Span(index, index + 1, (*words, *self.words)))
+            mine = [who for who in outside if who in self.words or index < self.kept_size]
+            verdict.spans.append(Span(
+                index, index + 1, ("content proven",), "unsigned when found" if history.is_recovered(index) else "signed",
+                "sealed" if self.kept_size and index < self.sealed_to else "epoch open", tuple(mine)))  # fmt: skip
+        verdict.sealed_to = self.sealed_to if self.kept_size else 0
         if self.sealed_to and not self.kept_size:
             verdict.not_proven.append(f"the seal of {self.sealed_to:,} entries by closed epochs: it counts only with a checkpoint "
                                       "that was kept outside (a card, an old mail)")  # fmt: skip

@@ -240,6 +240,51 @@ def verify_consistency(size1: int, size2: int, root1: bytes, root2: bytes, proof
         raise VerificationError(f"the tree of size {size2} does not extend that of size {size1}")
 
 
+def right_heights(end: int, size: int) -> list[int]:
+    """The heights of the perfect subtrees that make up the leaves [end, size), from left to right: the largest that begins there and
+    fits, each time. At most 2 × 63."""
+    heights, at = [], end
+    while at < size:
+        height = (size - at).bit_length() - 1
+        if at:
+            height = min(height, (at & -at).bit_length() - 1)
+        heights.append(height)
+        at += 1 << height
+    return heights
+
+
+def verify_range(
+    start: int, size: int, leaves: Sequence[bytes], left: Sequence[bytes], right: Sequence[bytes], root: bytes
+) -> None:  # fmt: skip
+    """Check that ``leaves`` are all leaf hashes [start, start + len(leaves)) of the tree with this ``size`` and ``root``.
+
+    ``left``: the roots of the perfect subtrees of [0, start), largest first; ``right``: those of [start + len(leaves), size) as in
+    ``right_heights``. Exactly as many as there are. Raises ``VerificationError`` for anything else.
+    """
+    for what, number in (("range start", start), ("tree size", size)):
+        _check_size(what, number)
+    for what, hashes in (("leaf hash", leaves), ("a hash left of the range", left), ("a hash right of it", right)):
+        _check_hashes(what, hashes)
+    _check_hashes("root hash", (root,))
+    _check_root(size, root)
+    end = start + len(leaves)
+    if end > size:
+        raise VerificationError(f"the range ends at {end}, beyond the tree of size {size}")
+    heights = right_heights(end, size)
+    if len(left) != start.bit_count() or len(right) != len(heights):
+        raise VerificationError("the range proof has not the hashes that its range and size demand")
+    frontier = Frontier(start, left)
+    frontier.extend(leaves)
+    bits = [bit for bit in range(end.bit_length() - 1, -1, -1) if end >> bit & 1]
+    edge = list(zip(bits, frontier.hashes, strict=True))  # (height, root) of perfect subtrees, heights descending
+    for height, node in zip(heights, right, strict=True):
+        while edge and edge[-1][0] == height:
+            node, height = node_hash(edge.pop()[1], node), height + 1
+        edge.append((height, node))
+    if Frontier(size, [node for _, node in edge]).root() != root:
+        raise VerificationError(f"entries {start} to {end} of the tree of size {size} are not these")
+
+
 def _fold_consistency(size1: int, size2: int, root1: bytes, proof: Sequence[bytes]) -> tuple[bytes, bytes]:
     """Both roots as the proof tells them, for 0 < size1 < size2 (RFC 9162 §2.1.4.2, steps 2 to 7)."""
     path = list(proof)

@@ -157,7 +157,7 @@ def _holds(operator: str, actual: Any, wanted: Any) -> bool:
     if operator == "!=":
         return not _equal(actual, wanted)
     if operator == "glob":
-        return isinstance(actual, str) and glob_pattern(wanted).fullmatch(actual) is not None
+        return isinstance(actual, str) and glob_matches(wanted, actual)
     if not _comparable(actual, wanted):
         return False
     return bool(
@@ -168,10 +168,19 @@ def _holds(operator: str, actual: Any, wanted: Any) -> bool:
     )  # fmt: skip
 
 
-def glob_pattern(glob: str) -> re.Pattern[str]:
-    """A glob of ``*`` and ``?`` as a regular expression over the whole value."""
-    runs = re.sub(r"\*+", "*", glob)  # adjacent stars would backtrack without end
-    return re.compile("".join(".*" if c == "*" else "." if c == "?" else re.escape(c) for c in runs), re.DOTALL)
+def glob_matches(glob: str, text: str) -> bool:
+    """A glob of ``*`` and ``?`` over the whole text. What is between two stars is looked for from left to right, so that no glob,
+    also one that came in a file, takes longer than its length times that of the text."""
+    first, *rest = (re.compile("".join("." if c == "?" else re.escape(c) for c in part), re.DOTALL) for part in glob.split("*"))
+    if not rest:
+        return first.fullmatch(text) is not None
+    last, ends = rest.pop(), len(text) - len(glob.rpartition("*")[2])
+    begun = first.match(text)
+    at = begun.end() if begun else len(text) + 1
+    for part in rest:
+        found = part.search(text, at) if at <= ends else None
+        at = found.end() if found else len(text) + 1
+    return at <= ends and last.fullmatch(text, ends) is not None
 
 
 def _is_number(value: Any) -> bool:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from .errors import Malformed
-from .merkle import HASH_BYTES, SIZE_MAX, TILE_HEIGHT, Frontier, parents
+from .merkle import HASH_BYTES, SIZE_MAX, TILE_HEIGHT, Frontier, parents, right_heights
 
 TILE_WIDTH = 256
 LEVEL_MAX = 63  # C2SP tlog-tiles, "Merkle Tree"; with 64-bit sizes no level above 7 is ever filled
@@ -90,6 +90,21 @@ def prove_consistency(read: Read, size1: int, size2: int) -> list[bytes]:
     if not whole:
         ranges.append((lo, size1))
     return _hashes_of(read, ranges[::-1])
+
+
+def prove_range(read: Read, start: int, end: int, size: int) -> tuple[list[bytes], list[bytes]]:
+    """The hashes left and right of the leaves [start, end), as ``merkle.verify_range`` takes them.
+
+    ``ValueError`` unless 0 <= start <= end <= size <= 2⁶³−1.
+    """
+    if not 0 <= start <= end <= size <= SIZE_MAX:
+        raise ValueError(f"there is no range {start} to {end} in a tree of size {size}")
+    left, right, at = _cover((0, start)), [], end
+    for height in right_heights(end, size):
+        right.append((height, at >> height))
+        at += 1 << height
+    found = _read_nodes(read, [*left, *right])
+    return [found[node] for node in left], [found[node] for node in right]
 
 
 def _split(lo: int, hi: int) -> int:

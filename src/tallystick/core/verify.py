@@ -90,7 +90,8 @@ class Confirmation(NamedTuple):
 class Verdict:
     """What verification says. ``exit_code`` follows from ``findings``. The sizes say how far, from 0: ``confirmed_to`` by anybody
     outside who counts, ``witnessed_to`` by witnesses, ``anchored_to`` by anchors and given checkpoints, ``sealed_to`` by closed
-    epochs; ``gone_to`` what left on record. ``of``: what was verified, ``log``, ``archive``, ``proof`` or ``checkpoints``."""
+    epochs; ``gone_to`` what left on record. ``of``: what was verified, ``log``, ``archive``, ``proof``, ``pack``, ``answer`` or
+    ``checkpoints``."""
 
     origin: str = ""
     tree_size: int = 0
@@ -116,6 +117,7 @@ class Verdict:
     evidence: list[str] = field(default_factory=list)  # files with checkpoints that contradict each other
     lacks: list[tuple[str, str]] = field(default_factory=list)  # what would make it stronger, and the command that adds it
     key: tuple[str, str, int] = ("", "", 0)  # the log's verifier key, who vouches for it (you, given, nobody), since when if known
+    said: str = ""  # what holds, of a pack or an answer
     stale_since_us: int = 0  # the newest confirmation, where it is too old and not of everything
 
     @property
@@ -149,6 +151,8 @@ class Verdict:
         return f"{self.verdict.upper()}: {worst.text}."
 
     def _good(self) -> str:
+        if self.of in ("pack", "answer"):
+            return self.said
         if self.of == "proof":
             return f"THE ENTRY IS IN THE LOG {self.origin}, as it was at {self.tree_size:,} entries."
         if self.of == "checkpoints":
