@@ -37,7 +37,12 @@ def pack(
     ``KeyError`` for an entry or payload that is not here, ``StoreError`` where something cannot be opened or does not hold (the
     pack is checked before it is returned), ``Malformed`` for a ``since`` that is no checkpoint of this log, ``PermissionError``.
     """
-    lines = {stored.hit.index: stored.line for stored in map(log.stored, wanted)}
+    lines = {}
+    for one in wanted:
+        stored, older = log.stored(one), log.older_part(one)
+        if older is not None:
+            raise StoreError(f"{one} is in an older part of this log, which has a key and a tree of its own: tally pack {older} …")
+        lines[stored.hit.index] = stored.line
     if not lines:
         raise KeyError(f"no entry was chosen in {log.path}")
     if len(lines) > ENTRIES_MAX:

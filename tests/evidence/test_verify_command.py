@@ -162,3 +162,23 @@ def test_options_that_do_not_go_together(log, tally):
     assert [e["index"] for e in json.loads(tally("query", "--before", 12, "--after", 5, "--json").stdout)["entries"]] == [6, 7, 8, 9, 10, 11]
     newest = json.loads(tally("query", "--before", 12, "--newest-first", "--limit", 2, "--json").stdout)["entries"]
     assert [e["index"] for e in newest] == [11, 10]
+
+
+def test_a_pack_is_of_one_part_of_a_log_that_was_resumed(made, log, tally):
+    """Each part has a key and a tree of its own; what is in an older one is said, never proven against the wrong tree."""
+    with AuditLogger(log) as opened:
+        (old,) = [e.event_id for e in opened.entries({"actor": "eva"})]
+    done = tally("resume", "audit_log", "--new-keys", "--reason", "a test")
+    assert done.exit_code == 0, done.output
+    assert tally("record", "--actor", "ana", "--action", "go on", "--resource", "r", "--case", CASE).exit_code == 0
+    done = tally("pack", "--case", CASE, "-o", "e.zip")
+    assert done.exit_code == 0, done.output
+    assert "3 entries of the case" in done.output and "older parts" in done.output
+    vkey = tally("key", "vkey").stdout.strip()
+    assert vkey != made.vkey
+    assert tally("verify", "e.zip", "--vkey", vkey).exit_code == 0
+    for wanted in (old, "1#14"):
+        done = tally("pack", wanted, "-o", "f.zip")
+        assert done.exit_code == 2 and "older part" in done.output
+    assert json.loads(tally("query", "--case", CASE, "--prove", "-o", "a.txt", "--json").stdout)["complete"] is False
+    assert tally("verify", "a.txt", "--vkey", vkey).exit_code == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .common import clean, find_log, is_event, open_log, plural, print_json, size_text, wanted_entry, write_whole
+from .common import clean, find_log, is_event, note, open_log, plural, print_json, size_text, wanted_entry, write_whole
 
 if TYPE_CHECKING:
     from ..logger import AuditLogger
@@ -95,9 +95,13 @@ def _opening(text: str) -> tuple[str | int, str]:
 
 
 def _of_case(log: AuditLogger, case: str) -> list[str | int]:
-    found: list[str | int] = [entry.index for entry in log.entries({"correlation_id": case})]
+    entries = list(log.entries({"correlation_id": case}))
+    found: list[str | int] = [entry.index for entry in entries if entry.log == log.origin]
     if not found:
         raise click.ClickException(f"no entry of the case {clean(case)} is in {log.path}")
+    if len(found) < len(entries):
+        note(f"{plural(len(entries) - len(found), 'entry', 'entries')} of the case {clean(case)} are in older parts of this log, "
+             "each with a key of its own: make a pack of each part as well")  # fmt: skip
     return found
 
 
