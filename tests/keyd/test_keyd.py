@@ -360,6 +360,21 @@ def test_lines_are_synced_before_they_are_signed(log, tmp_path, monkeypatch):
         assert done == ["sync", "sign"]
 
 
+def test_where_the_daemon_lost_everything_the_log_goes_on_on_record(log, tmp_path, capsys):
+    folder, path = _init(log, tmp_path)
+    with daemon(folder, path), AuditLogger(log) as opened:
+        opened.log(**EVENT)
+        opened.rotate("keyd")
+    shutil.rmtree(folder)
+    text = (log / "log.toml").read_text()
+    (log / "log.toml").write_text(text[: text.index("[keyd]")])
+    assert run(["record", str(log), "--actor", "a", "--action", "b", "--resource", "c"]) == 2
+    assert run(["key", "recover", str(log), "--reason", "the disk of keyd died"]) == 0
+    assert run(["record", str(log), "--actor", "a", "--action", "b", "--resource", "c"]) == 0
+    assert _epoch_files(f"{log}.keys") == ["epoch-2.key"]
+    assert run(["verify", str(log)]) == 0
+
+
 def test_init_twice_and_elsewhere(log, tmp_path, capsys):
     folder, _ = _init(log, tmp_path)
     assert run(["keyd", "init", str(tmp_path / "e"), "--log", str(log), "--socket", str(tmp_path / "t")]) == 2
