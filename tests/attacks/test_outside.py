@@ -198,8 +198,35 @@ def test_what_closed_epochs_seal(case: Case) -> None:
     assert [(s.start, s.end, s.epoch) for s in verdict.spans] == [(0, closes[-1], "sealed"), (closes[-1], case.size, "epoch open")]
     for path in (case.folder / "checkpoints").glob(f"{closes[0]:020d}*"):
         path.unlink()
-    verdict = case.check(0)
+    verdict = case.check(6, ("missing", None))
+    assert verdict.findings[0].file == f"checkpoints/{closes[0]:020d}"
     assert verdict.sealed_to == 0 and {s.epoch for s in verdict.spans} == {f"seal missing at {closes[0]:,}", "epoch open"}
+
+
+def test_the_last_closing_checkpoint_may_still_be_on_its_way_and_no_other(case: Case) -> None:
+    """A writer that died just after the close has not kept it yet: the next one does, before it appends."""
+    with AuditLogger(case.folder, memory=case.memory) as log:
+        log.rotate()
+        log.rotate()
+    first, last = HandedOut(case.folder).sizes()
+    (case.folder / f"checkpoints/{last:020d}").unlink()
+    assert f"seal missing at {last:,}" in {s.epoch for s in case.check(0).spans}
+    with AuditLogger(case.folder, memory=case.memory) as log:
+        fill(log, 1)
+    assert case.check(0).sealed_to == last
+    (case.folder / f"checkpoints/{first:020d}").unlink()
+    case.check(6, ("missing", None))
+
+
+def test_a_closing_checkpoint_signed_with_another_epochs_key(case: Case) -> None:
+    """What CVE-2023-31439 was: an old epoch sealed anew with a newer key. The log key's line beside it does not make it one."""
+    with AuditLogger(case.folder, memory=case.memory) as log:
+        log.rotate()
+        fill(log, 1)
+    (size,) = HandedOut(case.folder).sizes()
+    keys = KeyFolder(case.keys)
+    case.put(f"checkpoints/{size:020d}", sign_checkpoint(checkpoint(case, size), keys.epoch_key(1), keys.log_key()))
+    case.check(6, ("missing", None))
 
 
 def test_nothing_is_sealed_in_a_log_whose_key_nobody_pinned(case: Case) -> None:

@@ -709,7 +709,7 @@ class Checker:
                        index=last_good, end=first.checkpoint.size)  # fmt: skip
         self.verdict.confirmations += self._outside.confirmations(holding[: len(good)], seen)
         self.holding = holding[: len(good)]
-        self._seal(self.holding)
+        self._seal(self.holding, kept)
 
     def anchored(self, head: Checkpoint, anchors: Sequence[AnchorSettings], pins: Mapping[str, str] | None) -> None:
         """What came back from anchors. One that knows another history is a break, whoever pinned it: the log's key signed both."""
@@ -730,11 +730,12 @@ class Checker:
                 continue
             self.notes_against.append(one.note)
 
-    def _seal(self, holding: list[Kept]) -> None:
+    def _seal(self, holding: list[Kept], kept: list[Kept]) -> None:
         """What closed epochs say. Only where the log's key came from outside its folder: else whoever made this log up made up its
         epochs too."""
         assert self._history is not None
         seals = self._history.seals({one.checkpoint.size: one.signed_by for one in holding})
+        self._taken_away(seals.missing, kept)
         closed_to = max(self._history.closes(), default=0)
         broken = sorted([*((size, f"seal broken at {size:,}, re-certified") for _, size in seals.broken),
                          *((size, f"seal missing at {size:,}") for _, size in seals.missing)])  # fmt: skip
@@ -744,6 +745,18 @@ class Checker:
             return
         self.verdict.sealed_to = seals.sealed_to
         self._epochs = [(seals.sealed_to, "sealed"), (closed_to, word)]
+
+    def _taken_away(self, missing: tuple[tuple[int, int], ...], kept: list[Kept]) -> None:
+        """A writer appends nothing before it has kept the checkpoint that closed the epoch (``log.epochs``): where entries follow, a
+        death did not cost it. One of another history is named already."""
+        assert self._history is not None
+        for number, size in missing:
+            closer = self._history.epochs[number].closer
+            there = any(one.checkpoint.size == size and closer in one.signed_by for one in kept)
+            if size < self.verdict.tree_size and not there:
+                file = f"checkpoints/{size:020d}"
+                self._find("missing", f"{file}, the checkpoint that closed epoch {number}, is not there under that epoch's key: "
+                           "somebody took it away, and entries before it may not be those that were signed then", file=file)
 
     def unpinned_witnesses(self) -> list[tuple[str, str]]:
         """Name and vkey of witnesses that the log asks and whose keys the verifier did not bring along."""
