@@ -334,11 +334,15 @@ def show_verdict(verdict: Verdict, path: Path, kind: str = "log", *, details: bo
         screen.blank()
     for title, lines in shown:
         for at, text in enumerate(lines):
-            screen.line(f"{title + ':' if at == 0 else '':<22}{text}", indent=2, hang=22)
+            shown_text = f"{title + ':' if at == 0 else '':<22}{text}"
+            if lines is verdict.evidence:
+                screen.long(f"  {shown_text}")  # paths are copied
+            else:
+                screen.line(shown_text, indent=2, hang=22)
     _key(screen, verdict, zone)
     if details:
         _details(screen, verdict, zone)
-    _commands(screen, "missing", [] if code in (2, 4, 6) else [(what, how) for what, how in verdict.lacks])
+    _commands(screen, "to add", [] if code in (2, 4, 6) else [(what, how) for what, how in verdict.lacks])
     following = _next(verdict, path, kind)
     if following:
         screen.blank()
@@ -381,15 +385,21 @@ def _ranges(screen: Screen, verdict: Verdict, zone: tzinfo | None) -> None:
     if not verdict.spans:
         return
     screen.blank()
-    rows = [[range_text(s.start, s.end), _contents(s), "ok" if s.signed == "signed" else s.signed,
-             {"sealed": "ok", "epoch open": "open"}.get(s.epoch, s.epoch), _by(verdict, s, zone)]
-            for s in verdict.spans[:ROWS_MAX]]  # fmt: skip
+    rows = [_row(verdict, s, zone) for s in verdict.spans[:ROWS_MAX]]
     red = [at for at, s in enumerate(verdict.spans[:ROWS_MAX]) if s.contents[0] in ("altered", "missing")]
     screen.table(["entries", "contents", "signed", "epoch closed", "confirmed outside by"], rows, red=red)
     if len(verdict.spans) > ROWS_MAX:
         screen.line(f"  … {len(verdict.spans) - ROWS_MAX:,} more ranges; all of them: --json")
     if verdict.gone_to:
         screen.line(f"gone on record:  {range_text(0, verdict.gone_to)} in archives; only what identifies them is here", indent=2)
+
+
+def _row(verdict: Verdict, span: Span, zone: tzinfo | None) -> list[str]:
+    place = [range_text(span.start, span.end), _contents(span)]
+    if span.start >= verdict.tree_size:  # others have seen them; nothing is known of them here
+        return [*place, "–", "–", "–"]
+    epoch = {"sealed": "ok", "epoch open": "open"}.get(span.epoch, span.epoch)
+    return [*place, "ok" if span.signed == "signed" else span.signed, epoch, _by(verdict, span, zone)]
 
 
 def _contents(span: Span) -> str:

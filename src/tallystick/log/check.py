@@ -691,7 +691,7 @@ class Checker:
         seen = self._outside.witnesses(kept)
         by: dict[str, list[str]] = {}
         for witness in seen:
-            by.setdefault(witness.kept.file, []).append(witness.name)
+            by.setdefault(witness.kept.file, []).append(f"{witness.name} (at {minute_text(witness.time_us)})")
         holding = [one for one in kept if one.checkpoint.size <= head.size]
         self.contradicting += [one.file for one in kept[len(holding) :]]
         for one in kept[len(holding) :]:
