@@ -222,7 +222,7 @@ class _Copy:
             if not (self._target / folder).is_dir():
                 self._disk.mkdir(self._target / folder, folder_mode(self._target), like=self._target)
         self._payloads()
-        for name in _SMALL:
+        for name in (*_SMALL, *cfg.files_beside(cfg.read_settings(self.log))):
             self._small(name)
         for name in self._names("checkpoints"):
             match = _HANDED_OUT.fullmatch(name)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from .anchor.configured import AnchorSettings, check_anchors
+from .anchor.timestamp import TimestampSettings
 from .capture.content import POLICIES
 from .capture.recorder import FAILURES
 from .core.checkpoint import check_origin
@@ -21,6 +22,9 @@ from .disk import DISK, Disk, file_mode
 from .reports.approvals import Rule
 
 LEFT = re.compile(r"\.until-[0-9]{1,19}(?:\.[0-9]{1,4})?\Z", re.ASCII)  # how the name of an older part ends
+
+
+_KEYD_TABLE = re.compile(rb"^\[keyd\][^\n]*\n(?:socket[^\n]*\n?)?", re.MULTILINE)
 
 
 class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -274,12 +278,36 @@ def set_keyd(folder: Path, socket: str, disk: Disk = DISK) -> None:
     _replace(folder, data + gap + table.encode(), disk, keyd=Keyd(socket))
 
 
+def without_keyd(data: bytes) -> bytes:
+    """The text of a ``log.toml`` without its ``[keyd]`` table, for a successor whose keys are files: a daemon holds those of one log.
+    ``ConfigError`` where that table is written in another way than ``set_keyd`` does."""
+    if not _settings_of(data).keyd.socket:
+        return data
+    rest = _KEYD_TABLE.sub(b"", data, count=1)
+    if msgspec.structs.replace(_settings_of(data), keyd=Keyd()) != _settings_of(rest):
+        raise ConfigError("log.toml: the table [keyd] is written in a way that only a person should edit; take it out")
+    return rest
+
+
+def _settings_of(data: bytes) -> Settings:
+    try:
+        return msgspec.convert(tomllib.loads(data.decode("utf-8")), Settings)
+    except (ValueError, RecursionError, msgspec.ValidationError) as e:
+        raise ConfigError(f"log.toml: {e}") from None
+
+
+def files_beside(settings: Settings) -> list[str]:
+    """Names of files of the log folder that ``log.toml`` refers to: they go where it goes."""
+    named = (one.certificate for one in settings.anchor if isinstance(one, TimestampSettings))
+    return [name for name in named if "/" not in name and name.endswith(".pem")]
+
+
 def _replace(folder: Path, data: bytes, disk: Disk, **changes: object) -> None:
     """Write ``log.toml`` if it says then what was meant, and nothing else."""
     path, before = folder / "log.toml", read_settings(folder)
     try:
-        after = msgspec.convert(tomllib.loads(data.decode("utf-8")), Settings)
-    except (ValueError, RecursionError, msgspec.ValidationError) as e:
+        after = _settings_of(data)
+    except ConfigError as e:
         raise ConfigError(f"{path} would not be readable any more ({e}); edit it by hand") from None
     if after != msgspec.structs.replace(before, **changes):
         raise ConfigError(f"{path} is written in a way that only a person should edit; nothing was changed")

@@ -223,6 +223,9 @@ def _decide(order: _Order, old: Path, why: str, *, moved: bool) -> Resumed:
         shutil.rmtree(path, ignore_errors=not path.exists())
     plan = Plan(log, keys, origin, _settings(old, origin, settings), details)
     made = build(plan, building, staged, order.clock, disk)
+    for name in cfg.files_beside(settings):
+        with contextlib.suppress(FileNotFoundError):  # the anchor says that it is missing
+            disk.write_file(building / name, (old / name).read_bytes(), 0o600, like=log.parent)
     with contextlib.suppress(AuditError, OSError):  # without the old key the link is believed on this machine only
         signer = KeyFolder(cfg.keys_folder(old, settings)).log_key()
         if signer.verifier == genesis.vkey:
@@ -325,7 +328,7 @@ def _settings(folder: Path, origin: str, old: cfg.Settings) -> bytes:
     new, count = _ORIGIN_LINE.subn(f'origin = "{origin}"'.encode(), text, count=1)
     if count != 1 or old.origin.encode() not in text:
         raise ConfigError(f'{folder / "log.toml"}: origin = "…" does not stand on a line of its own')
-    return new
+    return cfg.without_keyd(new)
 
 
 def _origin(old: str, part: int) -> str:

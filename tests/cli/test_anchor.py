@@ -106,6 +106,19 @@ def test_all_three_kinds_at_once_and_one_that_fails_concerns_no_other(tally, log
     assert ran.code == 0, ran.out
 
 
+def test_what_an_anchor_needs_goes_along_into_a_backup_and_a_successor(tally, log, tmp_path):
+    authority(tmp_path)
+    assert tally("anchor", "add", "stamp", "--timestamp", "http://127.0.0.1:1/", "--certificate", tmp_path / "ca.pem").code == 0
+    assert tally("backup", tmp_path / "copy").code == 0
+    assert (tmp_path / "copy" / "stamp.pem").read_bytes() == (tmp_path / "ca.pem").read_bytes()
+    assert tally("keyd", "init", tmp_path / "d", "--log", log, "--socket", tmp_path / "s").code == 0
+    ran = tally("resume", log, "--reason", "keyd and its folder burned", "--new-keys")
+    assert ran.code == 0, ran.err
+    assert (log / "stamp.pem").is_file() and "[[anchor]]" in (log / "log.toml").read_text()
+    assert "keyd" not in (log / "log.toml").read_text(), "a daemon holds the keys of one log"
+    assert tally("record", log, "--actor", "ana", "--action", "x", "--resource", "y").code == 0
+
+
 def test_another_history_in_the_folder_is_exit_6(tally, log, tmp_path):
     (tmp_path / "share" / "test_log").mkdir(parents=True)
     (tmp_path / "share" / "test_log" / "00000000000000000004.checkpoint").write_bytes(note_of(4, origin="test/log"))
