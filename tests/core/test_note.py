@@ -7,6 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tallystick.core.errors import Malformed, UnknownSigner, VerificationError
+from tallystick.core.note import _NOT_IN_NAME as NOT_IN_NAME
 from tallystick.core.note import (
     COSIGNATURE_ED25519,
     COSIGNATURE_ML_DSA_44,
@@ -331,3 +332,10 @@ def test_base64_that_is_accepted_is_the_one_spelling(text):
     except Malformed:
         return
     assert encode_base64(raw) == text
+
+
+def test_names_have_no_space_plus_or_control_character_of_any_script():
+    for code in range(0x110000):
+        c = chr(code)
+        bad = c.isspace() or c < " " or c == "+" or "\ud800" <= c <= "\udfff"
+        assert (NOT_IN_NAME.search(c) is not None) is bad, hex(code)
