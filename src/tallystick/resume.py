@@ -165,6 +165,10 @@ def _begin(order: _Order) -> Resumed:
         return _told(log)
     if known is not None and known.vkey != genesis.vkey.format():
         raise VerificationError(f"{log} is not the log that is known here (tally verify {log}): nothing was changed")
+    keys = cfg.keys_folder(log, cfg.read_settings(log))
+    if not order.new_keys and (keys / "log.key").exists() and (keys / "mark").exists() and not any(keys.glob("epoch-*.key")):
+        raise StoreError(f"{keys} lacks only the key of the running epoch: tally key recover {log} --reason … goes on with this log. "
+                         "Where that refuses: --new-keys")  # fmt: skip
     why = why_not(log)
     if not why and not order.new_keys:
         raise StoreError(f"{log} can be written to: there is nothing to resume. To go on under new keys all the same, because "

@@ -115,6 +115,60 @@ def test_lost_keys(tmp_path: Path, memory: Memory) -> None:
     assert verify_log(log, memory=memory).exit_code == 0
 
 
+def test_where_only_the_key_of_the_epoch_is_lost_the_log_itself_goes_on(tmp_path: Path, memory: Memory) -> None:
+    log = tmp_path / "audit_log"
+    AuditLogger(log, memory=memory).close()
+    write(log, memory, 3)
+    (tmp_path / "audit_log.keys/epoch-0.key").unlink()
+    with pytest.raises(StoreError, match="tally key recover"):
+        resume(log, reason="x", memory=memory)
+    assert log.is_dir()
+    assert len(parts(log)) == 1
+
+
+def test_a_backup_of_a_resumed_log_takes_the_older_parts_along(log: Path, memory: Memory, tmp_path: Path) -> None:
+    resume(log, reason="disk failed", memory=memory)
+    write(log, memory, 2)
+    (tmp_path / "usb").mkdir()
+    for more in range(2):
+        copies = back_up(log, tmp_path / "usb/copy", memory=memory)
+        assert [Path(c.path).name for c in copies] == ["audit_log.until-4", "copy"]
+        key = read_genesis(log).vkey.format()
+        verdict = verify_log(tmp_path / "usb/copy", memory=Memory(None), vkey=key)
+        assert (verdict.exit_code, verdict.lost_on_record) == (0, 3), verdict.issues
+        assert len(verdict.older_parts) == 2
+        write(log, memory, 1)
+    with AuditLogger(tmp_path / "usb/copy", memory=Memory(tmp_path / "s2"), create=False) as copy:
+        assert [e.part for e in copy.entries()] == [1, 1, 1, 0, 0, 0]
+
+
+def test_keys_on_a_file_system_of_their_own(tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount point cannot be renamed: what is empty is taken, what is not is refused."""
+    keys = tmp_path / "audit_log.keys"
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == keys)
+    rename = os.rename
+
+    def within(source, target):
+        if keys in (Path(source), Path(target)) or (keys in Path(source).parents) != (keys in Path(target).parents):
+            raise OSError(18, "Invalid cross-device link", str(source), None, str(target))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", within)
+    keys.mkdir(mode=0o700)
+    log = tmp_path / "audit_log"
+    AuditLogger(log, memory=memory).close()
+    assert {p.name for p in keys.iterdir()} == {"log.key", "epoch-0.key", "mark"}
+    write(log, memory, 2)
+    with pytest.raises(StoreError, match="mount point"):
+        resume(log, reason="stolen", memory=memory, new_keys=True)
+    for path in keys.iterdir():
+        path.unlink()
+    done = resume(log, reason="the key disk died", memory=memory)
+    assert done.left_size == 3
+    write(log, memory, 1)
+    assert verify_log(log, memory=memory).exit_code == 0
+
+
 def test_lines_behind_the_head_stay_and_are_named(tmp_path: Path, memory: Memory) -> None:
     log = tmp_path / "audit_log"
     AuditLogger(log, memory=memory).close()
