@@ -362,6 +362,10 @@ class Family:
         self._older: list[OlderLog] | None = None
         self.missing: list[str] = []
 
+    def not_here(self) -> list[str]:
+        """What cannot be read of the older parts, in words; answers are without it."""
+        return self.missing if self.older or self.missing else []
+
     @property
     def older(self) -> list[OlderLog]:
         """Oldest first. What is not here, or cannot be opened, is named in ``missing`` and left out."""

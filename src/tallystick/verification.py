@@ -409,6 +409,7 @@ def integrity_check(log: AuditLogger, *, at: int | None, verify: bool) -> dict[s
     return {
         "integrity_check": _checked(log, verify=verify),
         "archived_not_counted": _not_here(log, size),
+        **({"older_parts_not_counted": log.family.not_here()} if log.family.not_here() else {}),
         "checkpoint": {"origin": log.origin, "size": size, "root": root.hex()},
     }
 

@@ -100,6 +100,15 @@ def test_a_part_that_is_away_is_left_out_and_named(log: Path, memory: Memory, tm
         assert [e.details["n"] for e in opened.entries()] == [7, 8]
         assert opened.family.missing
         assert "part 2" in opened.family.missing[0]
+        assert "part 2" in opened.report_basis()["older_parts_not_counted"][0]
+
+
+def test_a_part_that_is_away_is_on_the_screen(tally, log: Path, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "audit_log.until-4").rename(tmp_path / "away")
+    for command in ("query", "status"):
+        assert "part 2" in " ".join(tally(command, log).out.split())
+    assert "part 2" in tally("query", log, "--json").json["older_parts_not_looked_at"][0]
+    assert tally("verify", log).code == 6
 
 
 def test_a_line_cannot_say_that_it_is_of_another_part(log: Path) -> None:

@@ -40,7 +40,7 @@ def command(log: str | None, since: str, reason: str, as_json: bool) -> int:
         if moment is None or moment > CLOCK.wall_us():
             raise click.UsageError(f"--since {since} is not in the past")
         found = report_incident(opened, moment, reason=reason)
-        missing = opened.family.missing
+        missing = opened.family.not_here()
     if as_json:
         print_json({**found._asdict(), "verdict": found.verdict.as_dict(), "ranges": [r._asdict() for r in found.ranges]})
     else:

@@ -239,6 +239,8 @@ def _print_lines(log: AuditLogger, entries: Answers, limit: int) -> None:
 
 
 def _note_archived(entries: Answers) -> None:
+    for text in entries.log.family.not_here():
+        note(f"not looked at: {text}")
     archived = entries.archived()
     if archived:
         note(f"{range_text(*archived)} are archived and were not looked at (--archives FOLDER)")
@@ -255,6 +257,7 @@ def _print_document(log: AuditLogger, entries: Answers, limit: int) -> None:
         "entries": [log._row(entry) for entry in shown], "more": more,
         "after": _after(shown[-1]) if shown and more else None,
         "archived_not_looked_at": None if archived is None else {"start": archived[0], "end": archived[1]},
+        "older_parts_not_looked_at": log.family.not_here(),
         "own_entries_left_out": entries.own_left_out(),
         "verified_until": known.size if known and known.full_us and not last_verified(log).alarm else 0,
     })  # fmt: skip
@@ -320,6 +323,8 @@ def _left_out(screen: Screen, entries: Answers, shown: list[AuditEntry], more: i
         count = f"more than {COUNT_MAX:,}" if more == COUNT_MAX else f"{more:,}"
         on = f" · the next page: --after {_after(shown[-1])}" if shown else ""
         screen.line(f"not shown: {count} more{on} · all: --limit 0" if limit else f"{count} more")
+    for text in entries.log.family.not_here():
+        screen.line(f"not looked at: {text}", "yellow")
     archived = entries.archived()
     if archived:
         screen.line(f"not looked at: {range_text(*archived)}, archived (--archives FOLDER)")

@@ -132,7 +132,7 @@ def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
     if log.memory.folder is not None and made_us(log.memory, log.verifier_key()) is None:
         found.append(("no key card was printed: nobody else could tell this log from another in its place",
                       f"tally key card {path} --pdf card.pdf"))  # fmt: skip
-    found += [(what, f"tally verify {path}") for what in _parts_missing(log)]
+    found += [(what, f"tally verify {path}") for what in log.family.not_here()]
     unapproved = _unapproved(log)
     if unapproved:
         found.append((f"{plural(unapproved, 'entry', 'entries')} of the last 30 days needed an approval and had none "
@@ -252,11 +252,6 @@ def _outside_needs(log: AuditLogger, path: str) -> list[tuple[str, str]]:
     if not any(state.done_us and not state.local for state in parties.values()):
         found.append(("nobody outside this machine confirms it yet; keep its head elsewhere", f"tally checkpoint {path} > FILE"))
     return found
-
-
-def _parts_missing(log: AuditLogger) -> list[str]:
-    """Older parts of a log that was resumed that cannot be read."""
-    return log.family.missing if log.family.older or log.family.missing else []
 
 
 def _waiting(log: AuditLogger) -> int:
