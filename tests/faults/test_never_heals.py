@@ -48,7 +48,7 @@ def refused(lab: Lab, match: str, log: object = None) -> None:
         for _ in range(2):
             with pytest.raises(StateUnknown, match=match) as error:
                 one.log(**event(0))
-            assert re.search("init NEWLOG|opened|replaced|nothing is signed", str(error.value))
+            assert re.search("tally resume|opened|replaced|nothing is signed", str(error.value))
         one.vanish()
     signed = {name: data for name, data in everything(lab).items() if "/tree/" not in name}
     assert signed == {name: data for name, data in before.items() if "/tree/" not in name}
