@@ -16,7 +16,7 @@ from tallystick.clock import CLOCK
 from tallystick.core.checkpoint import Checkpoint, sign_checkpoint
 from tallystick.core.cosignature import ALGORITHMS, CosignerKey
 from tallystick.core.errors import Malformed
-from tallystick.core.note import Signature, VerifierKey, split
+from tallystick.core.note import Signature, SignerKey, VerifierKey, split
 from tallystick.core.policy import Group, Log, Policy, Witness
 from tallystick.core.tiles import root_at
 from tallystick.core.times import SECOND_US
@@ -290,6 +290,19 @@ def test_a_folder_that_keeps_more_or_other_entries(case: Case, share: Path) -> N
     (share / folder_name(checkpoint(case, 1).origin) / f"{case.size + 50:020d}.checkpoint").unlink()
     keep_in(share, case, 30, b"r" * 32)
     case.check(6, ("replaced", 0))
+
+
+def test_what_was_handed_out_before_a_log_was_put_back_still_contradicts(case: Case, share: Path) -> None:
+    """The newest there agrees: it was handed out by the history that went on."""
+    keep_in(share, case, 20)
+    other = keep_in(share, case, 30, b"r" * 32)
+    keep_in(share, case, 44)
+    verdict = case.check(6, ("replaced", 0))
+    assert "other entries below #30" in verdict.findings[0].text and other in {Path(p).read_bytes() for p in verdict.evidence}
+    (share / folder_name(checkpoint(case, 1).origin) / f"{30:020d}.checkpoint").unlink()
+    junk = sign_checkpoint(checkpoint(case, 25, b"r" * 32), SignerKey.generate(checkpoint(case, 1).origin))
+    (share / folder_name(checkpoint(case, 1).origin) / f"{25:020d}.checkpoint").write_bytes(junk)
+    assert case.check(0).anchored_to == 44
 
 
 def test_what_others_left_in_the_folder_is_no_finding_about_the_log(case: Case, share: Path) -> None:

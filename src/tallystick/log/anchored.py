@@ -1,4 +1,4 @@
-"""What came back from the anchors of a log: the newest checkpoint in a folder elsewhere, timestamps over kept ones (decision 25).
+"""What came back from the anchors of a log: the checkpoints in a folder elsewhere, timestamps over kept ones (decision 25).
 
 Which anchors there are says ``log.toml``, which lies in the folder under suspicion. So what an anchor is (the folder's path, the
 hash of the authority's certificate) is pinned by the verifier's user when he first verifies, and only a pinned one counts: as with
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ..anchor.configured import AnchorSettings
 from ..anchor.folder import FolderSettings
+from ..anchor.folder import Kept as InFolder
 from ..anchor.folder import kept as kept_in
 from ..anchor.timestamp import PEM_BYTES_MAX, TimestampSettings, read_roots, verify_timestamp
 from ..core.checkpoint import Checkpoint, open_signed
@@ -31,7 +32,7 @@ TRIES_MAX = 5  # timestamps of one party that do not hold, before it is left alo
 
 class Returned(NamedTuple):
     """What one anchor has. ``checkpoint`` None: nothing that is signed by this log, ``problem`` says why. ``remark``: why it does
-    not count."""
+    not count. ``older``: what else lies there, unverified: it confirms nothing, and may contradict."""
 
     name: str
     kind: str
@@ -40,6 +41,7 @@ class Returned(NamedTuple):
     time_us: int = 0
     remark: str = ""
     problem: str = ""
+    older: tuple[InFolder, ...] = ()
 
 
 def identities(anchors: Sequence[AnchorSettings], log: Path) -> dict[str, str]:
@@ -102,7 +104,8 @@ def _folder(one: FolderSettings, log: Path, genesis: Genesis, history: History) 
         try:
             checkpoint, _ = open_signed(kept.note, keys, origin=genesis.origin)
             remark = "not independent: it is on the disk of the log" if local else ""
-            return Returned(one.name, "folder", checkpoint, kept.note, int(os.stat(kept.path).st_mtime_ns // 1000), remark)
+            return Returned(one.name, "folder", checkpoint, kept.note, int(os.stat(kept.path).st_mtime_ns // 1000), remark,
+                            older=tuple(other for other in found if other.path != kept.path))  # fmt: skip
         except (AuditError, OSError) as e:
             problem = f"{kept.path.name}: {e}"
     return Returned(one.name, "folder", problem=problem)

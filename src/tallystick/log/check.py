@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..anchor.configured import AnchorSettings
 from ..core import entry as ent
-from ..core.checkpoint import Checkpoint
+from ..core.checkpoint import Checkpoint, open_signed
 from ..core.epoch import CONFIG, CREATED, History, is_own
 from ..core.errors import AuditError, Malformed, StoreError, VerificationError
 from ..core.merkle import HASH_BYTES, Frontier, cut, leaf_hash, verify_consistency
@@ -30,7 +30,7 @@ from ..keys import Mark
 from ..outside import HandedOut, Parties
 from ..store import Segment, Store
 from ..vault import Place, Vault
-from .anchored import returned
+from .anchored import Returned, returned
 from .confirmed import NOBODY, Kept, Outside, Trusted
 from .content import Agreed, prove_content
 from .view import Head, LogView, Stored
@@ -720,6 +720,7 @@ class Checker:
                 self.verdict.pending.append(f"{by}: {one.problem}")
                 continue
             kept = one.checkpoint
+            self._older_in_folder(head, by, one)
             if kept.size > head.size:
                 self._find("rolled_back", f"{by} keeps {kept.size:,} entries, this log ends at {head.size:,}", index=head.size,
                            end=kept.size)  # fmt: skip
@@ -729,6 +730,23 @@ class Checker:
                 self.verdict.confirmations.append(Confirmation(by, one.kind, kept.size, one.time_us, not one.remark, one.remark))
                 continue
             self.notes_against.append(one.note)
+
+    def _older_in_folder(self, head: Checkpoint, by: str, found: Returned) -> None:
+        """A log that was put back and went on hands out again: what it handed out before lies beside that, and says so. Signatures
+        are looked at only where the entries are others."""
+        older = {one.note: Checkpoint.parse(split(one.note)[0]) for one in found.older}
+        left = sorted(older.items(), key=lambda item: item[1].size)
+        while left:
+            good, comparable = self._same_history(head, [c for _, c in left if c.size <= head.size])
+            left = left[len(good) :]
+            if not left or not comparable:
+                return
+            note, other = left.pop(0)
+            with contextlib.suppress(VerificationError, Malformed):
+                open_signed(note, [self._view.genesis.vkey], origin=self._view.genesis.origin)
+                self._find("replaced", f"{by} keeps other entries below #{other.size:,} than this log", index=0, end=other.size)
+                self.notes_against.append(note)
+                return
 
     def _seal(self, holding: list[Kept], kept: list[Kept]) -> None:
         """What closed epochs say. Only where the log's key came from outside its folder: else whoever made this log up made up its
