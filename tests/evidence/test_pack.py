@@ -63,6 +63,20 @@ def test_a_stranger_runs_verify_py_on_folder_and_zip(made, unpacked, tmp_path):
     assert sorted(p.relative_to(unpacked) for p in unpacked.rglob("*")) == before  # nothing was written
 
 
+def test_a_card_or_a_mail_is_taken_as_it_was_saved(made, unpacked, tmp_path):
+    from .test_page import card_of
+
+    saved = {"terminal": card_of(made, "terminal"), "text": card_of(made, "text"), "crlf": b"Good evening\r\n\r\n" + made.kept.replace(b"\n", b"\r\n") + b"\r\nbye",
+             "quoted": b"> " + made.kept.replace(b"\n", b"\n> ") + b"\n\nthanks"}  # fmt: skip
+    for name, data in saved.items():
+        (tmp_path / name).write_bytes(data)
+        done = run_verify([unpacked / "verify.py"], "--checkpoint", tmp_path / name)
+        assert done.returncode == 0, (name, done.stdout)
+        assert "[sealed to 14]" in done.stdout
+    (tmp_path / "none").write_bytes(b"a letter\n")
+    assert run_verify([unpacked / "verify.py"], "--checkpoint", tmp_path / "none").returncode == 4
+
+
 def test_it_needs_no_rights_to_write(made, unpacked):
     for path in [unpacked, *unpacked.rglob("*")]:
         path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)

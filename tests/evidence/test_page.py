@@ -80,6 +80,19 @@ def test_amber_until_the_reader_gives_the_key(made, show):
     assert "Read this first" in page.inner_text("main")
 
 
+def card_of(made, form):
+    """What ``tally key card`` prints, or what its code says."""
+    from click.testing import CliRunner
+
+    from tallystick.cli import cli
+
+    if form == "text":
+        return made.vkey.encode() + b"\n" + made.genesis
+    done = CliRunner().invoke(cli, ["key", "card", str(made.folder)])
+    assert done.exit_code == 0, done.output
+    return done.stdout_bytes
+
+
 def test_a_card_a_mail_or_an_older_checkpoint_pins_it_too(made, show):
     page = show(made.members)
     assert hand_in(page, "log.vkey", made.members["log.vkey"])[0] == "green"
@@ -89,7 +102,14 @@ def test_a_card_a_mail_or_an_older_checkpoint_pins_it_too(made, show):
     assert hand_in(page, "kept", made.kept)[0] == "green"
     mail = b"From: log@example\r\nSubject: closed\r\n\r\nGood evening\r\n\r\n" + made.kept.replace(b"\n", b"\r\n") + b"\r\n-- \r\nbye\r\n"
     assert hand_in(page, "mail.eml", mail)[0] == "green"
+    for form in ("terminal", "text"):
+        assert hand_in(page, "card", card_of(made, form))[0] == "green", form
+        assert "sealed to 14" in page.inner_text("#checks")
+    assert hand_in(page, "answered.eml", b"> " + made.kept.replace(b"\n", b"\n> ") + b"\n\nthanks\n")[0] == "green"
+    key = VerifierKey.parse(made.vkey)
+    assert hand_in(page, "typed off", f"fingerprint\n{key.fingerprint[:19]}\n{key.fingerprint[20:]}\n".encode())[0] == "green"
     other = SignerKey.generate(made.vkey.split("+")[0])
+    assert hand_in(page, "typed off", other.verifier.fingerprint.encode())[0] == "red"
     assert hand_in(page, "forged", sign(split(made.kept)[0], other))[0] == "red"
     assert hand_in(page, "other.vkey", other.verifier.format().encode())[0] == "red"
     assert hand_in(page, "empty", b"")[0] == "amber"

@@ -153,3 +153,14 @@ def test_two_histories_are_seen(made):
     for size in (2, 7, 400):  # nothing in the pack to compare with: said, and not green
         given = sign(Checkpoint(kept.origin, size, b"y" * 32).format(), key)
         assert (ours(made.members, checkpoint=given), theirs(made.members, checkpoint=given)) == (3, 3)
+
+
+def test_a_genesis_of_another_beginning_is_refused(made):
+    """Whoever has the log key can sign a new first checkpoint; the entries then do not begin with it."""
+    from tallystick.keys import KeyFolder
+
+    key = KeyFolder(made.folder.with_name(made.folder.name + ".keys")).log_key()
+    origin = made.vkey.split("+")[0]
+    for size, root in ((1, b"g" * 32), (2, Checkpoint.parse(split(made.genesis)[0]).root)):
+        members = {**made.members, "log.vkey": made.vkey.encode() + b"\n" + sign(Checkpoint(origin, size, root).format(), key)}
+        assert (ours(members, vkey=made.vkey), theirs(members, vkey=made.vkey)) == (6, 6)

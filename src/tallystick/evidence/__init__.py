@@ -52,7 +52,7 @@ def first_page(pack: Pack) -> bytes:
     for name, value in {
         "ORIGIN": vkey.name, "VKEY": vkey.format(), "FINGERPRINT": vkey.fingerprint, "ENTRIES": some, "COUNT": f"{len(indexes):,}",
         "FIRST": f"{indexes[0]:020d}", "OPENINGS": str(len(pack.openings)), "SALTS": str(len(pack.salts)),
-        "CLOSED": str(len(pack.kept)), "POLICY": "is" if pack.policy is not None else "is none",
+        "CLOSED": str(len(pack.kept)),
     }.items():  # fmt: skip
         template = template.replace(f"@{name}@", value)
     return template.encode()

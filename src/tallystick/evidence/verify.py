@@ -882,13 +882,13 @@ def find_note(data):
         except Malformed:
             continue
         return candidate
-    text = data.decode("utf-8", "replace").replace("\r\n", "\n")
-    match = re.search("(?:^|\n)([^\n]+\n[0-9]+\n[A-Za-z0-9+/]{43}=\n(?:[^\n]+\n)*\n(?:\u2014 [^\n]+\n)+)", text)
+    text = data.decode("utf-8", "replace").replace("\r\n", "\n") + "\n"
+    note = re.compile("(?:^|\n)([^\n]+\n[0-9]+\n[A-Za-z0-9+/]{43}=\n(?:[^\n]+\n)*\n(?:\u2014 [^\n]+\n)+)")
+    match = note.search(text) or note.search(re.sub(r"(?m)^[ \t>]+", "", text))  # a card is indented, an answered mail quoted
     if match is None:
         raise Malformed("there is no checkpoint in it")
-    note = match.group(1).encode("utf-8")
-    parse_checkpoint(note)
-    return note
+    parse_checkpoint(match.group(1).encode("utf-8"))
+    return match.group(1).encode("utf-8")
 
 
 # -- the command line -------------------------------------------------------------------------------------------------------------
