@@ -228,9 +228,14 @@ class _Copy:
             match = _HANDED_OUT.fullmatch(name)
             if match and int(match[1]) <= head.size:
                 self._small(f"checkpoints/{name}")
-        for folder in ("outside", "quarantine", "archive"):
+        for folder in ("quarantine", "archive"):
             for name in self._names(folder):
                 self._whole(f"{folder}/{name}")
+        for name in self._names("outside"):
+            if name.endswith(".json"):  # replaced as a whole while we look
+                if not (self._target / "outside").is_dir():
+                    self._disk.mkdir(self._target / "outside", folder_mode(self._target), like=self._target)
+                self._small(f"outside/{name}")
         before = {path: path.stat().st_size for folder in ("segments", "tree") for path in (self._target / folder).iterdir()}
         wanted = self._lines(head.size)
         for level in self._names("tree"):
@@ -349,11 +354,7 @@ class _Copy:
             return
         if not folder.is_dir():
             self._disk.mkdir(folder, folder_mode(self._target), like=self._target)
-        self._exact, exact = True, self._exact  # small files of a party's state are replaced: lengths say nothing
-        try:
-            self._append(name, size.st_size)
-        finally:
-            self._exact = exact
+        self._append(name, size.st_size)
 
     def _names(self, folder: str) -> list[str]:
         try:

@@ -62,6 +62,18 @@ def test_the_copy_is_the_log_without_its_keys(log: Path, memory: Memory, tmp_pat
             copy.open_payload(named.event_id, "a")
 
 
+def test_what_came_back_from_outside_is_in_the_copy(log: Path, memory: Memory, tmp_path: Path) -> None:
+    from tallystick.outside import HandedOut, Parties, PartyState
+
+    Parties(log).put("office", PartyState("folder", "/mnt/office", 5))
+    HandedOut(log).put(11, (log / "checkpoint").read_bytes())
+    back_up(log, tmp_path / "b", memory=memory)
+    Parties(log).put("office", PartyState("folder", "/mnt/office", 11, error="x"))
+    back_up(log, tmp_path / "b", memory=memory)
+    assert Parties(tmp_path / "b").all() == Parties(log).all()
+    assert HandedOut(tmp_path / "b").note(11) == (log / "checkpoint").read_bytes()
+
+
 def test_a_second_backup_copies_what_is_new(log: Path, memory: Memory, tmp_path: Path) -> None:
     first = back_up(log, tmp_path / "b", memory=memory)[0]
     add(log, memory, 5)
