@@ -199,9 +199,10 @@ def _trusted(genesis: Genesis, asked: _Asked) -> Trusted:
     """Whose confirmations count for this user, and whether the log's key came from outside its folder."""
     keys = {asked.pinned, *(log.key for log in asked.policy.logs if asked.policy is not None)} if asked.policy else {asked.pinned}
     known = asked.known
-    pinned = genesis.vkey in keys or (known is not None and known.vkey == genesis.vkey.format())
+    remembered = known is not None and known.vkey == genesis.vkey.format()
     witnesses = known.witnesses if known is not None else {}
-    return Trusted(pinned, {n: VerifierKey.parse(v, algorithms=ALGORITHMS) for n, v in witnesses.items()}, asked.policy)
+    pins = {n: VerifierKey.parse(v, algorithms=ALGORITHMS) for n, v in witnesses.items()}
+    return Trusted(genesis.vkey in keys or remembered, remembered, pins, asked.policy)
 
 
 def _stale(verdict: Verdict, now_us: int) -> None:
@@ -235,7 +236,10 @@ def _lacks(path: Path, checker: Checker, verdict: Verdict) -> None:
     if not said:
         verdict.lacks.append(("nothing of it was kept outside this machine: by mail, on another disk, with a timestamp authority",
                               "tally anchor add --help"))  # fmt: skip
-    if not verdict.sealed_to and verdict.key[1] != "nobody":
+    if any("entry 0 not pinned" in span.epoch for span in verdict.spans):
+        verdict.lacks.append(("closed epochs seal nothing against the holder of the log key, who can begin this log anew, as long as "
+                              "nothing else of it is known to you", f"tally verify {log} --checkpoint FILE"))  # fmt: skip
+    elif not verdict.sealed_to and verdict.key[1] != "nobody":
         verdict.lacks.append(("nothing is sealed yet: whoever breaks in can still change all of it", f"tally key rotate {log}"))
 
 

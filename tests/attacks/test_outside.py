@@ -211,7 +211,7 @@ def test_the_last_closing_checkpoint_may_still_be_on_its_way_and_no_other(case: 
         log.rotate()
     first, last = HandedOut(case.folder).sizes()
     (case.folder / f"checkpoints/{last:020d}").unlink()
-    assert f"seal missing at {last:,}" in {s.epoch for s in case.check(0).spans}
+    assert case.check(0).sealed_to == last == case.size  # the head is that checkpoint
     with AuditLogger(case.folder, memory=case.memory) as log:
         fill(log, 1)
     assert case.check(0).sealed_to == last

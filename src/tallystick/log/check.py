@@ -77,7 +77,8 @@ class Checker:
         self._head_error = ""
         self._keyless = 0  # payloads that lie here while no key folder does
         self._config: str | None = None
-        self.holding: list[Kept] = []
+        self.holding: list[Kept] = []  # those of checkpoints/ that are of this history
+        self._kept: list[Kept] = []  # all of them
         self.notes_against: list[bytes] = []  # checkpoints of this log, from elsewhere, that are not of this history
         self.contradicting: list[str] = []  # files with checkpoints of this log that are not of this history
         self._epochs: list[tuple[int, str]] = []  # ascending: entries below this size, if no earlier one says so, and what holds
@@ -709,7 +710,7 @@ class Checker:
                        index=last_good, end=first.checkpoint.size)  # fmt: skip
         self.verdict.confirmations += self._outside.confirmations(holding[: len(good)], seen)
         self.holding = holding[: len(good)]
-        self._seal(self.holding, kept)
+        self._kept = kept
 
     def anchored(self, head: Checkpoint, anchors: Sequence[AnchorSettings], pins: Mapping[str, str] | None) -> None:
         """What came back from anchors. One that knows another history is a break, whoever pinned it: the log's key signed both."""
@@ -748,29 +749,38 @@ class Checker:
                 self.notes_against.append(note)
                 return
 
-    def _seal(self, holding: list[Kept], kept: list[Kept]) -> None:
-        """What closed epochs say. Only where the log's key came from outside its folder: else whoever made this log up made up its
-        epochs too."""
+    def _seal(self, head: Checkpoint) -> None:
+        """What closed epochs say. Every close below the head must have left its closing checkpoint, because nothing is appended
+        before that is kept: one that is not there was removed, or other entries were signed since. Where the head itself is the
+        closing checkpoint its own signature counts.
+
+        They seal only where entry 0 is known from outside, which names the first of their keys. Who got the log's key alone cannot
+        tell: its holder can sign another genesis checkpoint, and make up epochs as he likes.
+        """
         assert self._history is not None
-        seals = self._history.seals({one.checkpoint.size: one.signed_by for one in holding})
-        self._taken_away(seals.missing, kept)
+        signed = {one.checkpoint.size: one.signed_by for one in self.holding}
+        if not self._head_error:
+            signed[head.size] = (*signed.get(head.size, ()), self._history.key_at(head.size))
+        seals = self._history.seals(signed)
+        self._taken_away(seals.missing)
         closed_to = max(self._history.closes(), default=0)
         broken = sorted([*((size, f"seal broken at {size:,}, re-certified") for _, size in seals.broken),
                          *((size, f"seal missing at {size:,}") for _, size in seals.missing)])  # fmt: skip
         word = broken[0][1] if broken else "epoch open"
-        if not self._trusted.pinned:
-            self._epochs = [(closed_to, "epoch closed, its key not pinned")] if closed_to else []
+        if not self._trusted.pinned or not (self._trusted.first or any(c.counts for c in self.verdict.confirmations)):
+            what = "entry 0" if self._trusted.pinned else "its key"
+            self._epochs = [(closed_to, f"epoch closed, {what} not pinned")] if closed_to else []
             return
         self.verdict.sealed_to = seals.sealed_to
         self._epochs = [(seals.sealed_to, "sealed"), (closed_to, word)]
 
-    def _taken_away(self, missing: tuple[tuple[int, int], ...], kept: list[Kept]) -> None:
+    def _taken_away(self, missing: tuple[tuple[int, int], ...]) -> None:
         """A writer appends nothing before it has kept the checkpoint that closed the epoch (``log.epochs``): where entries follow, a
         death did not cost it. One of another history is named already."""
         assert self._history is not None
         for number, size in missing:
             closer = self._history.epochs[number].closer
-            there = any(one.checkpoint.size == size and closer in one.signed_by for one in kept)
+            there = any(one.checkpoint.size == size and closer in one.signed_by for one in self._kept)
             if size < self.verdict.tree_size and not there:
                 file = f"checkpoints/{size:020d}"
                 self._find("missing", f"{file}, the checkpoint that closed epoch {number}, is not there under that epoch's key: "
@@ -849,6 +859,8 @@ class Checker:
         elif self._head_error:
             self.verdict.not_proven.append("the signature of the head")
         self._conclude(head)
+        if self._outside is not None:
+            self._seal(head)
         segments = self._store.segments()
         first = segments[0].start if segments else head.size
         outside = [c for c in self.verdict.confirmations if c.counts]

@@ -31,10 +31,12 @@ _PARTY = re.compile(r"[a-z0-9][a-z0-9.-]*", re.ASCII)
 
 
 class Trusted(NamedTuple):
-    """What whoever verifies brings along; none of it comes from the log folder. ``pinned``: the log's key did. ``witnesses``: by the
-    name under which he knows them. ``policy``: whose quorum decides what is witnessed; without one any witness does."""
+    """What whoever verifies brings along; none of it comes from the log folder. ``pinned``: the log's key did; ``first``:
+    entry 0 did, as part of what he remembers. ``witnesses``: by the name under which he knows them. ``policy``: whose quorum decides
+    what is witnessed; without one any witness does."""
 
     pinned: bool = False
+    first: bool = False
     witnesses: Mapping[str, VerifierKey] = {}
     policy: Policy | None = None
 
