@@ -16,7 +16,16 @@ from .anchor.saved_mail import find_note
 from .clock import CLOCK
 from .core.checkpoint import Checkpoint, open_checkpoint
 from .core.cosignature import ALGORITHMS
-from .core.errors import AuditError, ConfigError, LogMissing, Malformed, StoreError, VerificationError
+from .core.errors import (
+    AuditError,
+    ConfigError,
+    LogMissing,
+    Malformed,
+    QuorumMissed,
+    StoreError,
+    UnknownSigner,
+    VerificationError,
+)
 from .core.genesis import Genesis
 from .core.merkle import leaf_hash
 from .core.note import VerifierKey
@@ -24,8 +33,8 @@ from .core.policy import Policy
 from .core.proof import InclusionProof
 from .core.require import MAX_AGE_US, Requirements
 from .core.tiles import root_at
-from .core.times import format_time
-from .core.verify import Finding, Span, Verdict
+from .core.times import SECOND_US, format_time
+from .core.verify import Confirmation, Finding, Span, Verdict
 from .family import check_links, check_older, follow, parts
 from .index.file import Index
 from .keys import KeyFolder, Mark
@@ -465,20 +474,35 @@ def verify_archive(path: Path, *, memory: Memory, vkey: str | None = None) -> Ve
     return verdict
 
 
-def verify_proof(proof: bytes, line: bytes, *, vkey: str | None, memory: Memory) -> Verdict:
-    """A ``.tlog-proof`` and the entry it is about, without any store. The key is given, or known here by its origin."""
+def verify_proof(proof: bytes, line: bytes, *, vkey: str | None, memory: Memory, policy: bytes | None = None) -> Verdict:
+    """A ``.tlog-proof`` and the entry it is about, without any store. The key is given, or known here by its origin; with ``policy``
+    (a tlog-policy file) its log keys and its quorum decide: 3 where fewer witnesses cosigned than it asks for. ``Malformed`` for a
+    policy, proof or key that is none."""
     parsed = InclusionProof.parse(proof)
+    believed = None if policy is None else Policy.parse(policy)
     vkey = vkey or os.environ.get("TALLY_VKEY") or None
-    keys = [VerifierKey.parse(vkey)] if vkey else [VerifierKey.parse(k.vkey) for k in memory.all().values()]
+    given = [VerifierKey.parse(vkey)] if vkey else []
+    keys = given or [VerifierKey.parse(k.vkey) for k in memory.all().values()]
     verdict = Verdict(of="proof")
-    if not keys:
+    if believed is None and not keys:
         verdict.findings.append(Finding("unknown", "no key to check with: give it with --vkey", 3))
         return verdict
+    bare = line.removesuffix(b"\n")
     try:
-        checkpoint = parsed.verify(line.removesuffix(b"\n"), keys)
+        if believed is not None:
+            if given and all(log.key != given[0] for log in believed.logs):
+                raise Malformed("the policy does not name the key that you gave")
+            witnessed = parsed.verify_witnessed(bare, believed)
+            checkpoint = witnessed.checkpoint
+            verdict.confirmations += [Confirmation(f"witness {c.key.name}", "witness", checkpoint.size, c.time_s * SECOND_US)
+                                      for c in witnessed.cosignatures]  # fmt: skip
+            verdict.witnessed_to = checkpoint.size if believed.quorum != "none" else 0
+        else:
+            checkpoint = parsed.verify(bare, keys)
     except VerificationError as e:
-        code = 3 if type(e).__name__ == "UnknownSigner" and not vkey else 6
-        verdict.findings.append(Finding("bad_signature", str(e), code, parsed.index))
+        cannot_judge = isinstance(e, QuorumMissed) or (isinstance(e, UnknownSigner) and not vkey and believed is None)
+        issue = "unwitnessed" if isinstance(e, QuorumMissed) else "bad_signature"
+        verdict.findings.append(Finding(issue, str(e), 3 if cannot_judge else 6, parsed.index))
         return verdict
     verdict.origin, verdict.tree_size, verdict.root = checkpoint.origin, checkpoint.size, checkpoint.root.hex()
     verdict.not_proven.append(f"only entry #{parsed.index:,} was looked at")

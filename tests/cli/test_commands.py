@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from tallystick.cli import COMMANDS
+from tallystick.core.checkpoint import Checkpoint
+from tallystick.core.cosignature import CosignerKey
+from tallystick.core.note import SignerKey, split
+from tallystick.core.proof import InclusionProof
 
 from .conftest import events
 
@@ -255,6 +259,27 @@ def test_checkpoint_is_a_note_by_the_log_key_and_verify_takes_it(tally, log, pro
     assert tally("checkpoint", "--json").json["signed_by_log_key"] is True
     tally("record", "--actor", "a", "--action", "b")
     assert tally("verify", "--checkpoint", "kept").code == 0
+
+
+def test_a_proof_under_a_policy(tally, log, process, tmp_path):
+    """The verifier's quorum decides: reached, missed (cannot judge), of another log (altered), no policy at all (malformed)."""
+    assert tally("prove", "#2", "-o", "p.tlog-proof", "--entry", "e.json").code == 0
+    vkey = tally("key", "vkey").out.strip()
+    witness, other = (CosignerKey(f"w.example/{n}", 4, bytes([n] * 32)) for n in (1, 2))
+    proof = InclusionProof.parse(Path("p.tlog-proof").read_bytes())
+    line = witness.cosign(Checkpoint.parse(split(proof.checkpoint)[0]), 1_700_000_000)
+    cosigned = proof.checkpoint + f"{line.format()}\n".encode()
+    Path("p.tlog-proof").write_bytes(InclusionProof(proof.index, proof.hashes, cosigned).format())
+    here, nowhere = Path.cwd(), {"TALLY_STATE": str(tmp_path / "nothing")}
+    for key, log_key, code in (
+        (witness, vkey, 0), (other, vkey, 3), (witness, SignerKey.generate("test/log").verifier.format(), 6),
+    ):  # fmt: skip
+        Path("policy").write_text(f"log {log_key}\nwitness w {key.verifier.format()}\nquorum w\n")
+        done = process("verify", here / "p.tlog-proof", "--entry", here / "e.json", "--policy", here / "policy", "--json", env=nowhere)
+        assert done.returncode == code, done.stdout
+    Path("policy").write_text("quorum\n")
+    assert tally("verify", "p.tlog-proof", "--entry", "e.json", "--policy", "policy").code == 4
+    assert "belongs to a log" in tally("verify", "p.tlog-proof", "--entry", "e.json", "--require", "sealed").err
 
 
 def test_prove_and_verify_the_proof_elsewhere(tally, log, process, tmp_path, monkeypatch):

@@ -76,10 +76,12 @@ def command(
     kinds = {kind for _, kind in found}
     if entry_file is not None and "proof" not in kinds:
         raise click.UsageError("--entry belongs to a .tlog-proof")
-    if not kinds & {"log", "pack", "answer"}:
-        for option, given in (("--checkpoint", checkpoint_file), ("--policy", policy_file), ("--require", require)):
-            if given is not None:
-                raise click.UsageError(f"{option} belongs to a log")
+    for option, handed_in, fitting in (
+        ("--checkpoint", checkpoint_file, {"log", "pack"}), ("--policy", policy_file, {"log", "pack", "answer", "proof"}),
+        ("--require", require, {"log"}),
+    ):  # fmt: skip
+        if handed_in is not None and not kinds & fitting:
+            raise click.UsageError(f"{option} belongs to a {' or a '.join(sorted(fitting))}, not to what you named")
     if "proof" in kinds and entry_file is None:
         raise click.UsageError("a proof is about an entry: --entry FILE, written by 'tally show EVENT --raw'")
     if log_path is not None and "checkpoint" not in kinds:
@@ -203,7 +205,7 @@ def _verify(
         if kind in ("pack", "answer"):
             return _judge(path, kind, memory, given)
         if kind == "proof":
-            return verification.verify_proof(_read(str(path)), given.line, vkey=given.vkey, memory=memory)
+            return verification.verify_proof(_read(str(path)), given.line, vkey=given.vkey, memory=memory, policy=given.policy)
         if kind == "archive":
             return verification.verify_archive(path, memory=memory, vkey=given.vkey)
         return verification.verify_log(

@@ -6,7 +6,8 @@
     ├── Malformed            bytes, text or an event that is not what its format says; names the place
     │   └── EntryRefused     an event that cannot become an entry; nothing was written (also a ValueError)
     ├── VerificationError    evidence that does not hold
-    │   └── UnknownSigner    a note without a signature by any key that was given
+    │   ├── UnknownSigner    a note without a signature by any key that was given
+    │   └── QuorumMissed     a checkpoint that holds and that fewer witnesses cosigned than a policy asks for
     ├── StoreError           the store could not do what was asked; nothing was acknowledged
     │   ├── CallBlocked      a call to a model that could not be recorded, with failure = "block"
     │   ├── Conflict         the event id is taken by an event with other content
@@ -54,6 +55,10 @@ class VerificationError(AuditError):
 
 class UnknownSigner(VerificationError):
     """A note on which none of the given keys has a signature."""
+
+
+class QuorumMissed(VerificationError):
+    """The log signed it, and fewer witnesses cosigned it than the policy asks for."""
 
 
 class StoreError(AuditError):

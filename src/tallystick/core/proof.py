@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from .checkpoint import Checkpoint, open_checkpoint, parse_number
 from .cosignature import Cosignature, cosignatures
-from .errors import Malformed, VerificationError
+from .errors import Malformed, QuorumMissed
 from .merkle import HASH_BYTES, SIZE_MAX, leaf_hash, verify_inclusion
 from .note import ED25519, VerifierKey, decode_base64, encode_base64, split
 from .policy import Policy
@@ -57,7 +57,7 @@ def open_witnessed(note: bytes, policy: Policy, *, origin: str | None = None) ->
     names = {witness.name for witness in policy.witnesses if any(c.key == witness.key for c in found)}
     if not policy.satisfied(names):
         seen = ", ".join(sorted(names)) or "none of its witnesses"
-        raise VerificationError(f"the quorum {policy.quorum!r} of the policy is not reached: cosigned by {seen}")
+        raise QuorumMissed(f"the quorum {policy.quorum!r} of the policy is not reached: cosigned by {seen}")
     return Witnessed(checkpoint, found)
 
 
