@@ -15,6 +15,7 @@ from tallystick.core.checkpoint import Checkpoint, sign_checkpoint
 from tallystick.core.merkle import Frontier, leaf_hash
 from tallystick.core.verify import Finding, Verdict
 from tallystick.keys import KeyFolder
+from tallystick.log import check
 from tallystick.log.check import Checker
 from tallystick.log.view import LogView
 from tallystick.memory import Memory
@@ -226,5 +227,6 @@ def case(honest: Built) -> Case:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A head that does not verify is read once, not for a second."""
     monkeypatch.setattr(LogView.head, "__defaults__", (0.0,))
+    monkeypatch.setattr(check, "IN_FLIGHT_S", 0.0)
     monkeypatch.delenv("TALLY_VKEY", raising=False)
     yield

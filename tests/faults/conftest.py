@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tallystick.log import check
 from tallystick.log.view import LogView
 
 from .lab import Lab
@@ -46,3 +47,4 @@ def _no_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head that does not verify is read once, not for a second."""
     monkeypatch.setattr(LogView.head, "__defaults__", (0.0,))
+    monkeypatch.setattr(check, "IN_FLIGHT_S", 0.0)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -37,6 +39,7 @@ from .view import Head, LogView, Stored
 
 FINDINGS_MAX = 1000
 _OWN = b'"event_type":"log.'
+IN_FLIGHT_S = 1.0  # lines that were just written are signed within this time (STORAGE rule 17)
 TAIL_MAX = 65_536  # so many lines beyond the expected ones are looked at
 SILENCES_MAX = 50
 SAME_MAX = 20_000  # beyond so many lines that disagree in one segment they are named as a range
@@ -451,10 +454,30 @@ class Checker:
         """What follows the last signed line, at ``offset`` of the last segment."""
         if last.size <= offset:
             return
-        with contextlib.suppress(AuditError):
-            if self._view.open_head(self._store.head()).size > head.size:
-                return
+        if self._went_on(head, head.size + 1, wait_s=IN_FLIGHT_S if self._is_fresh(last) else 0.0):
+            return
         self._unsigned(last, head.size, offset)
+
+    def _is_fresh(self, segment: Segment) -> bool:
+        """True where a writer may still be about to sign what it just wrote."""
+        with contextlib.suppress(OSError):
+            return time.time() - os.stat(self._store.folder / "segments" / segment.name).st_mtime < 2 * IN_FLIGHT_S
+        return False
+
+    def _went_on(self, head: Checkpoint, size: int, *, wait_s: float = 0.0) -> bool:
+        """True where the log grew to at least ``size`` entries while it was looked at: whatever was read after the head may know
+        more than it. The head that is there now is signed and extends ours; what it adds is for the next verification."""
+        until = time.monotonic() + wait_s
+        while True:
+            with contextlib.suppress(AuditError):
+                now = self._view.head().checkpoint
+                if now.size >= size:
+                    proof = prove_consistency(self._store.hashes, head.size, now.size)
+                    verify_consistency(head.size, now.size, head.root, now.root, proof)
+                    return True
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.01)
 
     def _unsigned(self, segment: Segment, size: int, offset: int) -> None:
         self.verdict.findings.append(
@@ -688,7 +711,7 @@ class Checker:
         if self._outside is None:
             return
         assert self._history is not None
-        kept = self._outside.read(self._view.genesis, self._history)
+        kept = self._outside.read(self._view.genesis, self._history, lambda n: n > head.size and self._went_on(head, n))
         seen = self._outside.witnesses(kept)
         by: dict[str, list[str]] = {}
         for witness in seen:
@@ -722,6 +745,8 @@ class Checker:
                 continue
             kept = one.checkpoint
             self._older_in_folder(head, by, one)
+            if kept.size > head.size and self._went_on(head, kept.size):
+                continue
             if kept.size > head.size:
                 self._find("rolled_back", f"{by} keeps {kept.size:,} entries, this log ends at {head.size:,}", index=head.size,
                            end=kept.size)  # fmt: skip
@@ -845,7 +870,7 @@ class Checker:
         if mark.origin != head.origin:
             self._find("replaced", f"the mark beside the keys is of {mark.origin}", file="mark")
             return
-        if older_copy and mark.size > head.size:
+        if mark.size > head.size and (older_copy or self._went_on(head, mark.size)):
             return
         self.references(head, [Reference(mark.size, mark.root, "the mark beside the keys")])
 

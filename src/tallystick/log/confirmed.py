@@ -80,10 +80,13 @@ class Outside:
         self._handed, self._parties, self.trusted, self._tell = handed, parties, trusted, tell
         self._own_policy = _read_policy(handed)
 
-    def read(self, genesis: Genesis, history: History) -> list[Kept]:
-        """Every checkpoint that is there and signed by this log, ascending; what is not is told."""
+    def read(self, genesis: Genesis, history: History, is_new: Callable[[int], bool] = lambda _: False) -> list[Kept]:
+        """Every checkpoint that is there and signed by this log, ascending; what is not is told. Sizes of which ``is_new`` says that
+        they came since the head was read are left for the next verification."""
         found = []
         for size in self._handed.sizes():
+            if is_new(size):
+                continue
             file = f"checkpoints/{size:020d}"
             keys = [genesis.vkey]
             with contextlib.suppress(VerificationError):
