@@ -290,7 +290,8 @@ def follow(folder: Path, genesis: Genesis, known: Known, memory: Memory) -> tupl
 
     Yes if ``tally resume`` of this user wrote it, or if the key that he knows signed the link, over any number of parts. Then the
     new ``Known`` (remembered, as is the older part at its place) and no finding, or a finding where he has seen more entries than the
-    part was left with. None where nothing says so: that is another log.
+    part was left with, or others: whoever stole the key of the part can sign a link to anything, also from a part that he wrote anew.
+    None where nothing says so: that is another log.
     """
     try:
         family = parts(folder)
@@ -306,11 +307,29 @@ def follow(folder: Path, genesis: Genesis, known: Known, memory: Memory) -> tupl
         return known, [Finding("rolled_back", f"you have seen {known.size:,} entries of {named.origin}; the log that goes on "
                                f"after it names {named.size:,} and says that the rest is lost ({named.reason}). If you accept "
                                f"that: tally trust --forget {folder}, then tally trust {folder}", file=named.folder)]  # fmt: skip
+    other = _not_what_was_seen(family[at], known, own=own)
+    if other is not None:
+        return known, [other]
     first = genesis.open().root.hex()
     new = Known(genesis.origin, genesis.vkey.format(), first, 1, first, CLOCK.wall_us(), witnesses=known.witnesses)
     memory.put(folder.parent / named.folder, msgspec.structs.replace(known, successor=""))
     memory.put(folder, new)
     return new, []
+
+
+def _not_what_was_seen(part: Part, known: Known, *, own: bool) -> Finding | None:
+    """A finding unless the part begins with the entries that this user has seen of it; that its tree is that of its lines, and has the
+    root that its successor names, is looked at by whoever verifies it. What was lost on record cannot be compared."""
+    assert part.named is not None
+    if known.size > part.named.size or (own and not part.here):
+        return None
+    try:
+        if root_at(SegmentStore(part.folder).hashes, known.size).hex() == known.root:
+            return None
+        text = f"the first {known.size:,} entries of part {part.number} are not those that you have seen"
+    except (StoreError, OSError) as e:
+        text = f"part {part.number} cannot be compared with the {known.size:,} entries that you have seen ({e})"
+    return Finding("replaced", text, file=part.named.folder)
 
 
 # -- reading as one ------------------------------------------------------------------------------------------------------------

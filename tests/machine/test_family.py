@@ -10,11 +10,14 @@ import pytest
 
 from tallystick import AuditLogger
 from tallystick.core import entry as ent
+from tallystick.core.checkpoint import Checkpoint, sign_checkpoint
 from tallystick.core.errors import Malformed
-from tallystick.core.merkle import leaf_hash
+from tallystick.core.merkle import Frontier, leaf_hash
 from tallystick.family import parse_place
+from tallystick.keys import KeyFolder
 from tallystick.memory import Memory
 from tallystick.resume import resume
+from tallystick.verification import verify_log
 
 from ..cli.conftest import tally  # noqa: F401
 from ..faults.judge import event
@@ -148,3 +151,31 @@ def test_the_commands(tally, log: Path) -> None:  # noqa: F811
     assert traced.code == 0
     assert traced.out.index("1#1") < traced.out.index("2#1") < traced.out.index(" #1")
     assert tally("query", log, "--after", "x").code == 2
+
+
+def test_a_link_that_a_thief_signed_does_not_carry_memory_over_a_part_that_he_wrote_anew(tmp_path: Path, memory: Memory) -> None:
+    """He has the log key and the key of the epoch, edits an entry that the user has proven, signs it all, and resumes."""
+    path = tmp_path / "stolen"
+    with AuditLogger(path, memory=memory) as log:
+        for n in range(4):
+            log.log(**event(n))
+    assert verify_log(path, memory=memory).exit_code == 0
+    segment = path / f"segments/{0:020d}.jsonl"
+    segment.write_bytes(segment.read_bytes().replace(b"crm/2", b"crm/9"))
+    leaves = [leaf_hash(line) for line in segment.read_bytes().split(b"\n")[:-1]]
+    frontier = Frontier()
+    frontier.extend(leaves)
+    (path / "tree/0").write_bytes(b"".join(leaves))
+    keys = KeyFolder(path.with_name("stolen.keys"))
+    made = Checkpoint(keys.log_key().verifier.name, frontier.size, frontier.root())
+    (path / "checkpoint").write_bytes(sign_checkpoint(made, keys.epoch_key(0)))
+    (keys.path / "mark").unlink()
+    (path / "index.db").unlink()
+    resume(path, reason="moved", memory=Memory(tmp_path / "thief"), new_keys=True)
+    for _ in range(2):  # and it stays so: nothing of it is remembered
+        verdict = verify_log(path, memory=memory)
+        assert verdict.exit_code == 6 and "are not those that you have seen" in verdict.findings[0].text
+    left = next(tmp_path.glob("stolen.until-*"))
+    left.rename(tmp_path / "elsewhere")  # not here: then neither
+    for _ in range(2):
+        assert any(f.issue == "replaced" for f in verify_log(path, memory=memory).findings)
