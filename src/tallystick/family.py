@@ -318,8 +318,8 @@ def follow(folder: Path, genesis: Genesis, known: Known, memory: Memory) -> tupl
 
 
 def _not_what_was_seen(part: Part, known: Known, *, own: bool) -> Finding | None:
-    """A finding unless the part begins with the entries that this user has seen of it; that its tree is that of its lines, and has the
-    root that its successor names, is looked at by whoever verifies it. What was lost on record cannot be compared."""
+    """A finding unless the part begins with the entries that this user has seen of it. That its tree is that of its lines, and has
+    the root that its successor names, is looked at by whoever verifies it. What was lost on record cannot be compared."""
     assert part.named is not None
     if known.size > part.named.size or (own and not part.here):
         return None

@@ -52,6 +52,7 @@ from .vault import Vault
 
 _NOT_AS_IT_WAS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _SETTINGS_BYTES_MAX = 1 << 20
+CLOCKS_APART_US = 3600 * SECOND_US
 
 
 class _Asked(NamedTuple):
@@ -156,6 +157,10 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     checker.anchored(head, settings.anchor, pins)
     verdict.seen += [f"anchor {name} is not configured any more (it was: {what})" for name, what in (pins or {}).items()
                      if name not in {one.name for one in settings.anchor}]  # fmt: skip
+    if known is not None and known.full_us:  # what an anchor is is pinned when it is first seen: say that it was
+        verdict.seen += [f"anchor {name} is new since you verified last; pinned as it is now: {what}"
+                         for name, what in identities(settings.anchor, path).items() if pins is not None and name not in pins]
+    verdict.confirmations = [_not_in_the_future(one, CLOCK.wall_us()) for one in verdict.confirmations]
     _keep_evidence(path, memory, store, checker, [] if agrees else [asked.checkpoint or b""])
     checker.mark(head, _mark(keys, verdict), older_copy=any(f.issue == "older_copy" for f in verdict.findings))
     if content:
@@ -194,6 +199,14 @@ def _older_parts(path: Path, asked: _Asked, verdict: Verdict) -> None:
     verdict.lost_on_record = sum(part.named.lost[1] - part.named.lost[0] for part in family if part.named is not None)
 
 
+def _not_in_the_future(one: Confirmation, now_us: int) -> Confirmation:
+    """Whoever states a time that is not yet says nothing about when: it would never be too old."""
+    if one.time_us <= now_us + CLOCKS_APART_US:
+        return one
+    remark = f"it states a time in the future, second {one.time_us // SECOND_US} since 1970: when is not known"
+    return one._replace(time_us=0, remark=f"{one.remark}; {remark}" if one.remark else remark)
+
+
 def _pinned(genesis: Genesis, asked: _Asked, verdict: Verdict) -> VerifierKey | None:
     """The key that was given, by itself or in a policy. A policy that does not name this log is a finding."""
     if asked.policy is None:
@@ -201,6 +214,9 @@ def _pinned(genesis: Genesis, asked: _Asked, verdict: Verdict) -> VerifierKey | 
     named = {log.key.name: log.key for log in asked.policy.logs}.get(genesis.origin)
     if named is None:
         verdict.findings.append(Finding("malformed", f"the policy that you gave does not name the log {genesis.origin}", 4))
+    elif asked.pinned is not None and named != asked.pinned:
+        verdict.findings.append(Finding("malformed", f"the policy that you gave names {genesis.origin} with another key than the one "
+                                        "that you gave", 4))  # fmt: skip
     return asked.pinned or named or genesis.vkey
 
 
@@ -254,7 +270,7 @@ def _lacks(path: Path, checker: Checker, verdict: Verdict) -> None:
 
 def _strange_files(path: Path) -> list[str]:
     """What should be a file and is something else: opening a FIFO waits for ever, a device has no end."""
-    names = ["log.toml", "log.vkey", "checkpoint", "keylines.jsonl", "index.db-journal"]
+    names = ["log.toml", "log.vkey", "checkpoint", "policy", "predecessor", "keylines.jsonl", "index.db-journal"]
     found = []
     for folder in ("segments", "tree", "payloads", "checkpoints"):
         with contextlib.suppress(FileNotFoundError, PermissionError):
@@ -271,7 +287,7 @@ def _strange_files(path: Path) -> list[str]:
                     raise
                 found.append(name)
                 continue
-            too_large = name == "log.toml" and status.st_size > _SETTINGS_BYTES_MAX
+            too_large = name in ("log.toml", "policy") and status.st_size > _SETTINGS_BYTES_MAX
             if not stat.S_ISREG(status.st_mode) or too_large:
                 found.append(name)
     return found

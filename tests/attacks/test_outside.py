@@ -142,6 +142,40 @@ def test_a_witness_on_this_machine_is_not_independent(case: Case) -> None:
     assert verdict.confirmed_to == 0 and {c.remark for c in verdict.confirmations} == {"not independent: it runs on this machine"}
 
 
+@pytest.mark.parametrize("after_s", [40 * 86_400, 1 << 62])
+def test_a_time_in_the_future_is_no_time(case: Case, after_s: int) -> None:
+    """It would never be too old; and what no calendar has must not stop a verification, whoever wrote it."""
+    case.put("policy", own_policy(case, Witness("ben", BEN.verifier)).format())
+    pin(case, kanzlei=ANNA)
+    hand_out(case, 30, ANNA, BEN, time_s=NOW_S + after_s)
+    verdict = case.check(3, ("not_confirmed", None), require="max-age=1d")
+    assert verdict.confirmed_to == 30 and all("in the future" in c.remark for c in verdict.confirmations)
+    assert all(c["time"] is None for c in verdict.as_dict()["confirmations"])
+
+
+def test_a_log_does_not_witness_itself(case: Case) -> None:
+    for number, key in enumerate((KeyFolder(case.keys).log_key(), KeyFolder(case.keys).epoch_key(0))):
+        own = CosignerKey(f"w.example/own{number}", ALGORITHMS[0], key._private.private_bytes_raw())
+        pin(case, **{f"own{number}": own})
+        hand_out(case, 30 + number, own)
+    verdict = case.check(0)
+    assert verdict.confirmed_to == 0
+    assert {c.remark for c in verdict.confirmations} == {"not independent: its key is one of this log"}
+
+
+def test_a_given_key_and_a_given_policy_that_disagree(case: Case) -> None:
+    log, witness = KeyFolder(case.keys).log_key().verifier, Witness("anna", ANNA.verifier)
+    other = Policy((Log(VerifierKey.of(log.name, bytes(range(32)))),), (witness,), (), "anna").format()
+    case.check(4, ("malformed", None), policy=other, vkey=log.format())
+    case.check(0, policy=Policy((Log(log),), (witness,), (), "anna").format(), vkey=log.format())
+
+
+@pytest.mark.parametrize("name", ["policy", "predecessor"])
+def test_a_pipe_is_not_waited_for(case: Case, name: str) -> None:
+    os.mkfifo(case.folder / name)
+    assert case.verify().findings[0].file == name
+
+
 def test_stale_is_said_with_the_time_since_when(case: Case) -> None:
     pin(case, kanzlei=ANNA)
     hand_out(case, 30, ANNA, time_s=NOW_S - 40 * 86_400)
@@ -325,6 +359,10 @@ def test_an_anchor_is_what_it_was_when_it_was_first_seen(case: Case, share: Path
     case.put("log.toml", settings.replace(str(share).encode(), str(elsewhere).encode()))
     verdict = case.check(0)
     assert verdict.anchored_to == 0 and "is not what was pinned here" in verdict.confirmations[0].remark
+    keep_in(elsewhere, case, case.size)
+    more = f'\n[[anchor]]\nname = "more"\nkind = "folder"\nfolder = "{elsewhere}"\n'.encode()
+    case.put("log.toml", settings + more)
+    assert f"anchor more is new since you verified last; pinned as it is now: folder {elsewhere}" in case.check(0).seen
     case.put("log.toml", settings[: settings.index(b"\n[[anchor]]")])
     assert any("anchor share is not configured any more" in text for text in case.check(0).seen)
 

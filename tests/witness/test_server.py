@@ -245,3 +245,16 @@ def test_a_failure_that_nobody_foresaw_is_answered_and_stops_it(served, log, mon
     monkeypatch.setattr(served.witness, "settle", fail)
     assert served.ask("POST", "/add-checkpoint", log.body(0, 5))[0] == 503
     assert served.ask("GET", "/healthz")[0] == 503
+
+
+def test_who_does_not_read_its_answers_gets_no_more_of_them(served):
+    """They would be kept here, without end: answers are larger than requests."""
+    asked = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
+    with socket.create_connection(("127.0.0.1", served.port)) as rude:
+        rude.settimeout(1.0)
+        with pytest.raises(TimeoutError):
+            for _ in range(1000):  # some 70 MB
+                rude.sendall(asked)
+        assert served.ask("GET", "/healthz")[0] == 200  # the others do not wait for it
+        rude.settimeout(10.0)
+        assert rude.recv(1 << 16).startswith(b"HTTP/1.1 404")  # it reads after all: it is answered further

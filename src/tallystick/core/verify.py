@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .times import format_time
+from .times import SECOND_US, format_time
 
 ISSUES = ("checksum_mismatch", "missing", "duplicate", "order", "index_mismatch", "bad_signature", "rolled_back", "replaced",
           "split_view")
@@ -273,7 +273,9 @@ def _longest_increasing(pairs: list[tuple[int, int]]) -> set[tuple[int, int]]:
 
 
 def minute_text(us: int) -> str:
-    """``2026-11-24 02:00 UTC``."""
+    """``2026-11-24 02:00 UTC``; what is outside the years 1970 to 9999, where anybody may state a time, as a number."""
+    if not 0 <= us < 253_402_300_800 * SECOND_US:
+        return f"second {us // SECOND_US} since 1970"
     return f"{format_time(us)[:16].replace('T', ' ')} UTC"
 
 

@@ -79,10 +79,12 @@ class Outside:
     ) -> None:  # fmt: skip
         self._handed, self._parties, self.trusted, self._tell = handed, parties, trusted, tell
         self._own_policy = _read_policy(handed)
+        self._own_keys: set[bytes] = set()  # public keys of this log
 
     def read(self, genesis: Genesis, history: History, is_new: Callable[[int], bool] = lambda _: False) -> list[Kept]:
         """Every checkpoint that is there and signed by this log, ascending; what is not is told. Sizes of which ``is_new`` says that
         they came since the head was read are left for the next verification."""
+        self._own_keys = {genesis.vkey.public, *(epoch.key.public for epoch in history.epochs)}
         found = []
         for size in self._handed.sizes():
             if is_new(size):
@@ -142,9 +144,10 @@ class Outside:
                 newest[one.name] = one
         found = []
         for name, one in sorted(newest.items()):
-            local = self._is_local(name)
-            found.append(Confirmation(f"witness {name}", "witness", one.kept.checkpoint.size, one.time_us, not local,
-                                      "not independent: it runs on this machine" if local else ""))  # fmt: skip
+            remark = "not independent: it runs on this machine" if self._is_local(name) else ""
+            if self.trusted.keys()[name].public in self._own_keys:
+                remark = "not independent: its key is one of this log"
+            found.append(Confirmation(f"witness {name}", "witness", one.kept.checkpoint.size, one.time_us, not remark, remark))
         return found + self._not_pinned(holding)
 
     def witnessed_to(self, confirmations: list[Confirmation]) -> int:

@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
         self._since = time.monotonic()  # the first byte of what is being read, or the last answer
         self._answers: list[bytes | None] = []  # None: not there yet
         self._first = 0  # number of the first of them
-        self._ended = False
+        self._ended = self._unread = False  # unread: it does not take the answers that it has
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client."""
@@ -223,6 +223,17 @@ class Connection(asyncio.Protocol):
         self._service.connections.discard(self)
         self._transport, self._ended = None, True
 
+    def pause_writing(self) -> None:
+        """Who does not read answers gets no more of them: they would be kept here."""
+        self._unread, self._since = True, time.monotonic()
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        self._unread = False
+        self._go_on()
+
     def data_received(self, data: bytes) -> None:
         """Some bytes of requests."""
         if self._ended:
@@ -231,7 +242,7 @@ class Connection(asyncio.Protocol):
             self._since = time.monotonic()
         self._data += data
         try:
-            while not self._ended and len(self._answers) < _PENDING_MAX and self._read_one():
+            while not self._ended and not self._unread and len(self._answers) < _PENDING_MAX and self._read_one():
                 pass
         except BadRequest as e:
             self._answers.append(format_answer(Answer(e.status, f"{e}\n".encode()), keep=False))
@@ -293,10 +304,15 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join(answer for answer in ready if answer is not None))
         if self._ended and not self._answers:
             self._transport.close()
-        elif not self._ended and count:
-            self._transport.resume_reading()
-            if self._data:
-                asyncio.get_running_loop().call_soon(self.data_received, b"")
+        elif count:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self._transport is None or self._ended or self._unread:
+            return
+        self._transport.resume_reading()
+        if self._data:
+            asyncio.get_running_loop().call_soon(self.data_received, b"")
 
     def close(self) -> None:
         """Close it once what was answered is written."""
@@ -304,7 +320,9 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def close_if_slow(self, now: float) -> None:
-        """Close what has begun a request and does not finish it, or is idle for too long."""
+        """Close what has begun a request and does not finish it, does not read its answers, or is idle for too long."""
+        if self._transport is not None and self._unread and now - self._since > IDLE_S:
+            self._transport.abort()  # to close it would wait until it has read
         if self._answers or self._transport is None:
             return
         if now - self._since > (REQUEST_S if self._data or self._head is not None else IDLE_S):
