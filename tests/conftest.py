@@ -15,7 +15,7 @@ import tallystick
 
 LEGS = {
     "core": "formats, property tests", "faults": "faults, power loss, kill -9", "writers": "many writers", "bench": "benchmark harness",
-    "attacks": "altered and hostile files", "foreign": "Go x/mod, aics-tlog, noble", "cli": "command line", "capture": "audited, redactor",
+    "attacks": "altered and hostile files", "matrix": "attack matrix", "foreign": "Go x/mod, aics-tlog, noble", "cli": "command line", "capture": "audited, redactor",
     "reports": "reports", "retention": "archive", "anchor": "mail, folders, OpenSSL TSA", "keyd": "keys elsewhere",
     "witness": "witness, its log",
     "demo": "demo, real model", "docs": "documents", "store": "store contract", "evidence": "packs, verify.py, Chromium",
