@@ -17,6 +17,8 @@ import contextlib
 import fcntl
 import os
 import re
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,31 @@ NOTE_BYTES_MAX = 1 << 20
 RESPONSE_BYTES_MAX = 1 << 16
 _NOTE = re.compile(r"[0-9]{20}", re.ASCII)
 _PARTY = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}", re.ASCII)
+
+
+@contextlib.contextmanager
+def deadline(sock: socket.socket, seconds: float) -> Iterator[None]:
+    """The exchange over ``sock`` ends after so many seconds: the timeout of a socket is that of one read, and who sends a byte now
+    and then would be waited for without end. ``TimeoutError`` then, whatever came of it."""
+    over = threading.Event()
+
+    def cut() -> None:
+        over.set()
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # that of TCP, also under TLS
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception:
+        if not over.is_set():
+            raise
+    finally:
+        timer.cancel()
+    if over.is_set():
+        raise TimeoutError(f"no whole answer within {seconds:g} seconds")
 
 
 def check_party_name(name: str) -> None:

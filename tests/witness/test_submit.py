@@ -1,19 +1,22 @@
 """The log's side: what it hands over, what it believes of an answer, and what it says when a witness knows another history."""
 
+import contextlib
 import http.server
 import json
 import os
+import socket
 import threading
 
 import pytest
 
 from tallystick import AuditLogger
-from tallystick.core.cosignature import cosignatures
+from tallystick.core.cosignature import CosignerKey, cosignatures
 from tallystick.core.errors import Malformed, OutsideError, StoreError
 from tallystick.core.note import split
 from tallystick.core.policy import Policy
 from tallystick.outside import HandedOut, Parties
 from tallystick.publishing import Known, Publisher, change_policy, known_witnesses, publish, quorum_word, source_of, write_policy
+from tallystick.witness import submit
 from tallystick.witness.folder import add_log, create, read_vkeys
 from tallystick.witness.submit import Url, WitnessClient
 
@@ -409,3 +412,26 @@ def test_a_change_of_the_policy_is_on_record(tmp_path):
         assert not any("on record" in n for n in verify_log(log.path, memory=log.memory).not_proven)
     (tmp_path / "audit_log" / "policy").unlink()
     assert any("on record" in n for n in verify_log(log.path, memory=log.memory).not_proven)
+
+
+def test_a_witness_that_sends_a_byte_now_and_then_is_not_waited_for(audit, monkeypatch):
+    """Everybody else would wait with it: one process hands out at a time. The timeout of the socket is that of one read."""
+    monkeypatch.setattr(submit, "DEADLINE_S", 0.3)
+    over = threading.Event()
+
+    def drip(listening):
+        taken, _ = listening.accept()
+        with taken, contextlib.suppress(OSError):
+            taken.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n")
+            while not over.wait(0.05):
+                taken.sendall(b"a")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=drip, args=(listening,), daemon=True).start()
+        key = CosignerKey(NAME, 4, bytes(32)).verifier
+        configure(audit, Known("slow", f"http://127.0.0.1:{listening.getsockname()[1]}", (key,)))
+        try:
+            (outcome,) = publish(source_of(audit))
+        finally:
+            over.set()
+    assert outcome.word == "pending" and "no whole answer in time" in outcome.error

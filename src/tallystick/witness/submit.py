@@ -29,8 +29,10 @@ from ..core.errors import AuditError, Malformed, OutsideError, VerificationError
 from ..core.note import Signature, VerifierKey, split
 from ..core.tiles import Read, prove_consistency
 from ..core.tlog_witness import SIZE_TYPE, format_request, parse_size
+from ..outside import deadline
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0  # of one read
+DEADLINE_S = 20.0  # of all of it
 ANSWER_BYTES_MAX = 1 << 16
 _PHRASES = {400: "it calls the request malformed", 403: "it does not trust the key of this log", 404: "it does not know this log"}
 
@@ -158,10 +160,12 @@ class WitnessClient:
         else:
             connection = http.client.HTTPConnection(url.host, url.port, timeout=TIMEOUT_S)
         try:
-            connection.request("POST", f"{url.path}/add-checkpoint", body, {"User-Agent": "tallystick", "Connection": "close"})
-            with connection.getresponse() as answer:
-                data = answer.read(ANSWER_BYTES_MAX + 1)
-                status, kind = answer.status, answer.headers.get("Content-Type", "")
+            connection.connect()
+            with deadline(connection.sock, DEADLINE_S):
+                connection.request("POST", f"{url.path}/add-checkpoint", body, {"User-Agent": "tallystick", "Connection": "close"})
+                with connection.getresponse() as answer:
+                    data = answer.read(ANSWER_BYTES_MAX + 1)
+                    status, kind = answer.status, answer.headers.get("Content-Type", "")
         finally:
             connection.close()
         if len(data) > ANSWER_BYTES_MAX:
@@ -190,7 +194,7 @@ class WitnessClient:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {TIMEOUT_S:.0f} seconds"
+        return "no whole answer in time"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted here: {error.verify_message}"
     if isinstance(error, OSError):
