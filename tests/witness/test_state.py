@@ -1,5 +1,6 @@
 """What a witness keeps: before it answers, one history, for ever; and what it does when it was made to forget."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -344,6 +345,16 @@ def test_it_does_not_start_on_the_database_of_another_witness(folder, tmp_path, 
     shutil.copy(tmp_path / "x" / "state.db", folder / "state.db")
     with pytest.raises(StateUnknown, match="another witness"):
         Witness(folder, read_keys(folder))
+
+
+@pytest.mark.parametrize("change", ["size = 4", "root = zeroblob(32)", "time_s = time_s - 1"])
+def test_a_row_that_says_other_than_its_note_does_not_start_it(folder, log, clock, change):
+    """The columns decide what is cosigned next: with another root the note beside it would still verify."""
+    _served_once(folder, log, clock)
+    with contextlib.closing(sqlite3.connect(folder / "state.db", isolation_level=None)) as db:
+        db.execute(f"UPDATE cosigned SET {change}")
+    with pytest.raises(StateUnknown, match="is not what was signed here"):
+        Witness(folder, read_keys(folder), clock)
 
 
 def test_a_row_that_it_did_not_sign_does_not_start_it(folder, log, clock):

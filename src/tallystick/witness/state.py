@@ -26,9 +26,10 @@ from typing import NamedTuple
 
 from ..clock import CLOCK, Clock
 from ..core import cosignature
+from ..core.checkpoint import Checkpoint
 from ..core.cosignature import CosignerKey
 from ..core.errors import AuditError, Malformed, StateUnknown, StoreError
-from ..core.note import COSIGNATURE_ML_DSA_44, Signature, VerifierKey
+from ..core.note import COSIGNATURE_ML_DSA_44, Signature, VerifierKey, split
 from ..core.tlog_witness import TEXT_TYPE, Known, Refused, Request, authenticate, decide, parse_request
 from ..disk import DISK, Disk, close_quietly
 
@@ -187,7 +188,7 @@ class Witness:
             raise StateUnknown(f"{path} is older than what this witness has answered ({steps}): {_GO_ON}")
         last = {}
         for origin, size, root, time_s, note in rows:
-            last[origin] = Cosigned(size, root, time_s, self._own_lines(origin, note), note)
+            last[origin] = self._opened(origin, size, root, time_s, note)
         return sequence, last
 
     def _served_sequence(self) -> int:
@@ -200,17 +201,22 @@ class Witness:
             raise StateUnknown(f"{self.folder / 'served'} belongs to another witness or is damaged: {_GO_ON}")
         return sequence
 
-    def _own_lines(self, origin: str, note: bytes) -> bytes:
-        """The cosignatures of a stored note, verified: a row that somebody wrote into the database does not start a witness."""
+    def _opened(self, origin: str, size: int, root: bytes, time_s: int, note: bytes) -> Cosigned:
+        """A row whose note was cosigned here, and which says the same as that: one that somebody wrote into the database does not
+        start a witness. A time of 0 was forgotten."""
         mine = {(k.name, k.key_id) for k in self.vkeys}
+        path = self.folder / "state.db"
         try:
             found = cosignature.cosignatures(note, self.vkeys)
+            said = Checkpoint.parse(split(note)[0])
             lines = [line for line in note.decode().rpartition("\n\n")[2].splitlines() if _whose(line) in mine]
         except AuditError as e:
-            raise StateUnknown(f"{self.folder / 'state.db'}: what it holds of {origin} was not signed here ({e}): {_GO_ON}") from None
+            raise StateUnknown(f"{path}: what it holds of {origin} was not signed here ({e}): {_GO_ON}") from None
         if not found:
-            raise StateUnknown(f"{self.folder / 'state.db'}: what it holds of {origin} was not signed here: {_GO_ON}")
-        return "".join(line + "\n" for line in lines).encode()
+            raise StateUnknown(f"{path}: what it holds of {origin} was not signed here: {_GO_ON}")
+        if (said.origin, said.size, said.root) != (origin, size, root) or time_s not in (0, found[0].time_s):
+            raise StateUnknown(f"{path}: what it says of {origin} is not what was signed here: {_GO_ON}")
+        return Cosigned(size, root, time_s, "".join(line + "\n" for line in lines).encode(), note)
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
