@@ -59,7 +59,7 @@ way that served him best.
 ## What was seen
 
 @TABLES@
-Where everything that was handed out is removed with *anchor*, only copies are: the folder elsewhere still has it.
+Where everything that was handed out is removed with *witness* or *anchor*, only copies are: the witness, and the folder elsewhere, still have it.
 
 ## Properties
 

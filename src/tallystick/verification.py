@@ -28,7 +28,7 @@ from .core.errors import (
 )
 from .core.genesis import Genesis
 from .core.merkle import leaf_hash
-from .core.note import VerifierKey
+from .core.note import VerifierKey, split
 from .core.policy import Policy
 from .core.proof import InclusionProof
 from .core.require import MAX_AGE_US, Requirements
@@ -40,7 +40,7 @@ from .index.file import Index
 from .keys import KeyFolder, Mark
 from .log.anchored import identities
 from .log.check import Checker, Reference
-from .log.confirmed import Trusted
+from .log.confirmed import Kept, Trusted
 from .log.view import LogView
 from .logger import AuditLogger
 from .memory import Known, Memory
@@ -363,15 +363,16 @@ def _elsewhere(
     return found
 
 
-def _kept(note: bytes, genesis: Genesis, view: LogView, head: Checkpoint, verdict: Verdict) -> Checkpoint | None:
-    """A checkpoint from elsewhere, under the log's key or one of its epochs'."""
+def _kept(note: bytes, genesis: Genesis, view: LogView, head: Checkpoint, verdict: Verdict) -> Kept | None:
+    """A checkpoint from elsewhere, under the log's key or one of its epochs', with whoever else signed it."""
     keys = [genesis.vkey]
     try:
         keys += [e.key for e in view.history(head.size).epochs]
     except AuditError:
         pass
     try:
-        return open_checkpoint(find_note(note), keys, origin=genesis.origin)
+        found = find_note(note)
+        return Kept(open_checkpoint(found, keys, origin=genesis.origin), split(found)[1], "the checkpoint that you gave", ())
     except VerificationError as e:
         verdict.findings.append(Finding("malformed", f"the checkpoint that you gave is not one of this log: {e}", 4))
     except Malformed as e:

@@ -214,6 +214,22 @@ def test_a_given_checkpoint_counts_as_an_anchor(case: Case, tmp_path: Path) -> N
     assert (verdict.anchored_to, verdict.confirmed_to, verdict.witnessed_to) == (17, 17, 0)
 
 
+def test_who_cosigned_a_given_checkpoint_counts(case: Case) -> None:
+    """As a witness serves it: nothing of it need be in the folder any more."""
+    made, keys = checkpoint(case, 40), KeyFolder(case.keys)
+    log = Log(keys.log_key().verifier)
+    policy = Policy((log,), (Witness("anna", ANNA.verifier),), (), "anna").format()
+    note = sign_checkpoint(made, keys.log_key())
+    cosigned = note + ANNA.cosign(made, NOW_S).format().encode() + b"\n"
+    assert case.check(0, policy=policy, checkpoint=note).witnessed_to == 0
+    verdict = case.check(0, policy=policy, checkpoint=cosigned)
+    assert (verdict.witnessed_to, verdict.anchored_to) == (40, 40)
+    hand_out(case, 44, ANNA)
+    assert case.check(0, policy=policy, checkpoint=cosigned).witnessed_to == 44
+    wrong = note + ANNA.cosign(checkpoint(case, 39), NOW_S).format().encode() + b"\n"
+    case.check(4, ("malformed", None), policy=policy, checkpoint=wrong)
+
+
 def test_many_checkpoints_do_not_hide_one(case: Case) -> None:
     for size in range(2, case.size):
         hand_out(case, size, root=b"x" * 32 if size == 33 else None)

@@ -600,6 +600,19 @@ def larger(lab: Lab) -> str:
     return "edited at #1,998: exit 6; at #2,000: **not detected** (1,001 newest open); verify looks at all 3,000, a query gives 1,000 unless told limit=None"
 
 
+@check("every cosignature removed from the log folder, and the auditor has the policy file alone", C4, "T13", "B7",
+       whole=("tests/attacks/test_outside.py::test_required_of_all_entries_that_are_old_enough",))  # fmt: skip
+def stripped(lab: Lab) -> str:
+    site = lab.site("witness")
+    shutil.rmtree(site.folder / "checkpoints")
+    (site.folder / "checkpoints").mkdir()
+    for require, code in (("witnessed", 3), (None, 0)):
+        verdict = site.as_auditor(checkpoint=None, require=require)
+        assert (verdict.exit_code, verdict.confirmed_to) == (code, 0), verdict.issues
+    assert site.as_auditor().witnessed_to == SECOND
+    return "exit 3 `not_witnessed` where he requires it; else 0, and *none of them is confirmed*; with what the witness itself says: all as before"
+
+
 @check("two auditors compare the checkpoints that they were shown", C4, "T8", "B6", whole=("tests/cli/test_commands.py",))
 def split_view(lab: Lab) -> str:
     site = lab.site("default")

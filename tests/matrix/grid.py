@@ -573,7 +573,7 @@ def _attacks() -> list[Attack]:
             "small": head_bytes(lambda x: x.replace(b"\n\n\xe2\x80\x94", b"\n\n-")),
         }, at="once"),
         Attack("everything removed that was handed out", G5, NO_KEY, ("T13", "B7", "B16"), {"all": handed_out_removed()}, at="once",
-               only=("epochs", "witness", "anchor"), must=_must(witness=(SIZE, 0), anchor=(0, 0))),
+               only=("epochs", "witness", "anchor"), must=_must(witness=(0, 0), anchor=(0, 0))),
         Attack("two consecutive closing checkpoints removed", G5, NO_KEY, ("B16",), {"two": handed_out_removed(0, 1)}, at="once", only=("epochs",)),
         Attack("the newest closing checkpoint removed", G5, NO_KEY, ("B16",), {"one": handed_out_removed(-1)}, at="once", only=("epochs",)),
         Attack("the entry that ends an epoch removed, doubled or moved", G5, NO_KEY, ("B2",),

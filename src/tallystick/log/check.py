@@ -82,6 +82,7 @@ class Checker:
         self._config: str | None = None
         self.holding: list[Kept] = []  # those of checkpoints/ that are of this history
         self._kept: list[Kept] = []  # all of them
+        self._brought: list[Kept] = []  # by whoever verifies, and of this history
         self.notes_against: list[bytes] = []  # checkpoints of this log, from elsewhere, that are not of this history
         self.contradicting: list[str] = []  # files with checkpoints of this log that are not of this history
         self._epochs: list[tuple[int, str]] = []  # ascending: entries below this size, if no earlier one says so, and what holds
@@ -731,7 +732,9 @@ class Checker:
             self._find("replaced", self._said_by(first.file, by.get(first.file, [])) + f" is of other entries: something below "
                        f"#{first.checkpoint.size:,} is not what was signed then" + (f" ({later:,} later ones too)" if later else ""),
                        index=last_good, end=first.checkpoint.size)  # fmt: skip
-        self.verdict.confirmations += self._outside.confirmations(holding[: len(good)], seen)
+        seen += self._outside.witnesses(self._brought, lambda _issue, text, _file: self.verdict.findings.append(
+            Finding("malformed", text, 4)))  # fmt: skip
+        self.verdict.confirmations += self._outside.confirmations([*holding[: len(good)], *self._brought], seen)
         self.holding = holding[: len(good)]
         self._kept = kept
 
@@ -852,13 +855,15 @@ class Checker:
             return False
         return True
 
-    def given(self, head: Checkpoint, checkpoint: Checkpoint) -> bool:
-        """A checkpoint that whoever verifies brought along: it confirms what it is of, or False."""
-        before = len(self.verdict.findings)
+    def given(self, head: Checkpoint, brought: Kept) -> bool:
+        """A checkpoint that whoever verifies brought along: it confirms what it is of, and so do the witnesses that cosigned it; or
+        False."""
+        checkpoint, before = brought.checkpoint, len(self.verdict.findings)
         self.references(head, [Reference(checkpoint.size, checkpoint.root, "the checkpoint that you kept")])
         if len(self.verdict.findings) > before:
             return False
         self.verdict.confirmations.append(Confirmation("the checkpoint that you gave", "given", checkpoint.size))
+        self._brought = [brought]
         return True
 
     def mark(self, head: Checkpoint, mark: Mark | None, *, older_copy: bool = False) -> None:

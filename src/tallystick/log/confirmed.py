@@ -117,8 +117,8 @@ class Outside:
         here = set(names)
         return [n for n in names if not _FILE.fullmatch(n) or (n.endswith((".signatures", ".tsr")) and n[:20] not in here)]
 
-    def witnesses(self, kept: list[Kept]) -> list[Seen]:
-        """All cosignatures by trusted keys that hold, in the order of ``kept``; one that does not is told."""
+    def witnesses(self, kept: list[Kept], tell: Callable[[str, str, str], None] | None = None) -> list[Seen]:
+        """All cosignatures by trusted keys that hold, in the order of ``kept``; one that does not is told, to ``tell`` if given."""
         keys = {(key.name, key.key_id): (name, key) for name, key in self.trusted.keys().items()}
         found = []
         for one in kept:
@@ -130,8 +130,8 @@ class Outside:
                     time_s = verify_cosignature(one.checkpoint, key, line).time_s
                     found.append(Seen(name, one, time_s * SECOND_US))
                 except AuditError as e:
-                    self._tell("bad_signature", f"{one.file}: what stands there as the confirmation of witness {name} was not made "
-                               f"by it ({e})", one.file)  # fmt: skip
+                    (tell or self._tell)("bad_signature", f"{one.file}: what stands there as the confirmation of witness {name} was "
+                                         f"not made by it ({e})", one.file)  # fmt: skip
         return found
 
     def confirmations(self, holding: list[Kept], seen: list[Seen]) -> list[Confirmation]:
