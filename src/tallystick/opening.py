@@ -57,7 +57,8 @@ def open_or_create(
         when = format_time(known.seen_us)[:16].replace("T", " ")
         raise LogMissing(
             f"the log {known.origin} with {known.size:,} entries, last seen here at {folder} on {when} UTC, is gone. "
-            f"Restore it; or, if that is meant, tally trust --forget {folder} and begin anew"
+            f"Restore it. From a backup: tally resume {folder} --from BACKUP --reason …. If it was meant to go: "
+            f"tally trust --forget {folder}, and begin anew"
         )
     if not create:
         raise LogMissing(f"there is no log at {folder}, and none was to be made; tally init {folder} makes one")

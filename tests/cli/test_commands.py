@@ -722,3 +722,34 @@ def test_what_a_mail_program_saved_is_taken_as_it_is(tally, log):
     Path("saved.eml").write_text(f"From: log@example.com\nSubject: checkpoint\n\nKeep this.\n\n{note}")
     ran = tally("verify", "--checkpoint", "saved.eml")
     assert ran.code == 0 and "All of them are also confirmed outside this machine" in ran.out
+
+
+def test_status_says_what_is_gone_and_the_command_for_it(tally, tmp_path):
+    assert tally("init", "audit_log", "--origin", "shop.example").code == 0
+    for n in range(3):
+        assert tally("record", "audit_log", "--actor", "ana", "--action", "post", "--resource", f"erp/{n}").code == 0
+    assert tally("verify", "audit_log").code == 0
+    here, keys = tmp_path / "here", tmp_path / "here" / "audit_log.keys"
+    keys.joinpath("epoch-0.key").rename(here / "epoch")
+    assert "tally key recover" in " ".join(n["command"] for n in tally("status", "audit_log", "--json").json["needs_you"])
+    (here / "epoch").rename(keys / "epoch-0.key")
+    keys.rename(here / "elsewhere")
+    assert any(n["command"].startswith("tally resume ") for n in tally("status", "audit_log", "--json").json["needs_you"])
+    (here / "elsewhere").rename(keys)
+    assert not any("recover" in n["command"] or "resume" in n["command"] for n in tally("status", "audit_log", "--json").json["needs_you"])
+    (segment,) = (here / "audit_log" / "segments").iterdir()
+    segment.write_bytes(b"".join(segment.read_bytes().splitlines(keepends=True)[:2]))
+    cut = tally("status", "audit_log")
+    assert cut.code == 0 and "IS NOT HERE" in cut.out and "ENTRIES ARE MISSING: 4 were signed" in " ".join(cut.out.split())
+    assert tally("status", "audit_log", "--json").json["newest_us"] == 0
+    assert tally("verify", "audit_log").code == 6
+
+
+def test_a_log_that_is_gone_names_how_it_comes_back(tally, tmp_path):
+    assert tally("init", "audit_log", "--origin", "shop.example").code == 0
+    assert tally("verify", "audit_log").code == 0
+    (tmp_path / "here" / "audit_log").rename(tmp_path / "moved")
+    gone = tally("verify", "audit_log")
+    assert gone.code == 6 and "--from BACKUP" in gone.out and "--as-evidence" not in gone.out
+    refused = tally("record", "audit_log", "--actor", "a", "--action", "b", "--resource", "c")
+    assert refused.code == 2 and "--from BACKUP" in refused.err

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,21 @@ def test_a_stranger_runs_verify_py_on_folder_and_zip(made, unpacked, tmp_path):
     assert sorted(p.relative_to(unpacked) for p in unpacked.rglob("*")) == before  # nothing was written
 
 
+def mailed(note):
+    """The mail that ``tally anchor add --mail`` sends, as its reader saves it: quoted-printable, "=3D" for "=", lines that are cut."""
+    message = EmailMessage()
+    message["Subject"] = "Checkpoint"
+    message.set_content("Keep this mail where whoever runs that machine cannot delete it, and be sure that you do.\n\n" + note.decode(),
+                        cte="quoted-printable")  # fmt: skip
+    assert b"=3D\n" in bytes(message) and b"=\n" in bytes(message)
+    return bytes(message)
+
+
 def test_a_card_or_a_mail_is_taken_as_it_was_saved(made, unpacked, tmp_path):
     from .test_page import card_of
 
     saved = {"terminal": card_of(made, "terminal"), "text": card_of(made, "text"), "crlf": b"Good evening\r\n\r\n" + made.kept.replace(b"\n", b"\r\n") + b"\r\nbye",
+             "as our own mail program writes it": mailed(made.kept), "answered": mailed(b"> " + made.kept.replace(b"\n", b"\n> ")),
              "quoted": b"> " + made.kept.replace(b"\n", b"\n> ") + b"\n\nthanks"}  # fmt: skip
     for name, data in saved.items():
         (tmp_path / name).write_bytes(data)

@@ -105,6 +105,9 @@ def test_a_card_a_mail_or_an_older_checkpoint_pins_it_too(made, show):
     for form in ("terminal", "text"):
         assert hand_in(page, "card", card_of(made, form))[0] == "green", form
         assert "sealed to 14" in page.inner_text("#checks")
+    from .test_pack import mailed
+
+    assert hand_in(page, "sent by us.eml", mailed(made.kept))[0] == "green" and hand_in(page, "crlf.eml", mailed(made.kept).replace(b"\n", b"\r\n"))[0] == "green"
     assert hand_in(page, "answered.eml", b"> " + made.kept.replace(b"\n", b"\n> ") + b"\n\nthanks\n")[0] == "green"
     key = VerifierKey.parse(made.vkey)
     assert hand_in(page, "typed off", f"fingerprint\n{key.fingerprint[:19]}\n{key.fingerprint[20:]}\n".encode())[0] == "green"

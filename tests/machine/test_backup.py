@@ -14,6 +14,7 @@ from tallystick import AuditLogger
 from tallystick.backup import back_up, copy_evidence
 from tallystick.core.errors import DiskFull, ReadOnly, StoreError, VerificationError
 from tallystick.memory import Memory
+from tallystick.resume import resume
 from tallystick.store.segments import SegmentStore
 from tallystick.verification import verify_log
 
@@ -290,3 +291,23 @@ def test_the_command(tally, log: Path, tmp_path: Path) -> None:  # noqa: F811
     assert tally("backup", log / "x", "--log", log).code == 2
     (tmp_path / "usb").mkdir()
     assert "sha256sum -c" in tally("backup", "--as-evidence", tmp_path / "usb", "--log", log).out
+
+
+def test_a_copy_is_made_and_taken_up_again_while_a_folder_outside_keeps_more(tally, log: Path, memory: Memory, tmp_path: Path) -> None:  # noqa: F811
+    """An anchor of the log is an anchor in the copy: what went there later is no fault of the copy."""
+    (tmp_path / "nas").mkdir()
+    assert tally("anchor", "add", "nas", "--folder", tmp_path / "nas", "--log", log)[0] == 0
+    back_up(log, tmp_path / "copy", memory=memory)
+    add(log, memory, 2)
+    assert tally("publish", log)[0] == 0
+    assert verify_log(log, memory=memory).exit_code == 0
+    older = verify_log(tmp_path / "copy", memory=memory)
+    assert older.exit_code == 5 and not [f for f in older.findings if f.code == 6]
+    assert any("folder nas keeps" in text for text in older.seen)
+    stranger = verify_log(tmp_path / "copy", memory=Memory(None), vkey=vkey(log))
+    assert stranger.exit_code == 6 and "CUT OFF" in stranger.sentence  # whoever does not know the log sees that entries are missing
+    shutil.rmtree(log)
+    shutil.rmtree(f"{log}.keys")
+    resume(log, reason="the disk died", source=tmp_path / "copy", memory=memory)
+    after = verify_log(log, memory=memory)
+    assert after.exit_code == 0 and "OF AN OLDER PART ARE LOST" in after.sentence

@@ -78,15 +78,15 @@ def _show(found: Incident, path: Path, missing: list[str]) -> None:
         for row in found.note.rstrip("\n").split("\n"):
             screen.long(f"  {row}" if row else "")
     screen.blank()
-    _next(screen, shlex.quote(str(path)))
+    _next(screen, shlex.quote(str(path)), found.since[:16])
 
 
-def _next(screen: Screen, path: str) -> None:
+def _next(screen: Screen, path: str, since: str) -> None:
     screen.line("next, in this order:", "bold")
     for what, how in (
         ("copy everything before anybody repairs anything", f"tally backup --as-evidence /mnt/usb --log {path}"),
         ("compare with what others kept before it: mails, witnesses, cards, backups", f"tally verify {path} --checkpoint FILE"),
-        ("look through what was written after it", f"tally query {path} --since T"),
+        ("look through what was written after it", f"tally query {path} --since {shlex.quote(since)}"),
         ("on a machine that is clean again: leave these keys, the log key may have been copied too",
          f"tally resume {path} --new-keys --reason …"),
         ("hand out the new key", f"tally key card {path}"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from ..core.errors import AuditError
 from .common import Screen, archived_range, find_log, last_verified, open_log, plural, print_json, size_text, user_memory, when_text
 
 if TYPE_CHECKING:
@@ -79,11 +80,11 @@ class Status(NamedTuple):
 def _look(log: AuditLogger) -> Status:
     view = log._handle.view
     size = view.head().size
-    newest = log.entry(size - 1)
+    newest_us = _newest_us(log, size)
     segments = view.store.segments()
     first = segments[0].start if segments else size
     lines_bytes = sum(s.size for s in segments)
-    per_year = _growth(log, first, newest.recorded_at_us, lines_bytes)
+    per_year = _growth(log, first, newest_us, lines_bytes)
     on_disk = _bytes_on_disk(log.path)
     if per_year is not None and lines_bytes:
         per_year = int(per_year * on_disk / lines_bytes)
@@ -91,10 +92,18 @@ def _look(log: AuditLogger) -> Status:
     needs = [{"what": what, "command": how} for what, how in _needs(log, checked)]
     keep = log._handle.settings.content.keep
     return Status(
-        str(log.path), log.origin, size, on_disk, per_year, shutil.disk_usage(log.path).free, size - 1, newest.recorded_at_us,
+        str(log.path), log.origin, size, on_disk, per_year, shutil.disk_usage(log.path).free, size - 1, newest_us,
         checked.sentence, checked.size if checked.full_us else 0, _outside(log), _epoch(log, size), log.retention_days, keep,
         (archived_range(log) or (0, 0))[1], needs,
     )  # fmt: skip
+
+
+def _newest_us(log: AuditLogger, size: int) -> int:
+    """When the newest entry was recorded; 0 where its line is not here, which is said as what needs somebody."""
+    try:
+        return log.entry(size - 1).recorded_at_us
+    except (KeyError, AuditError):
+        return 0
 
 
 def _growth(log: AuditLogger, first: int, newest_us: int, lines_bytes: int) -> int | None:
@@ -103,7 +112,7 @@ def _growth(log: AuditLogger, first: int, newest_us: int, lines_bytes: int) -> i
         span = newest_us - log.entry(first).recorded_at_us
     except KeyError:
         return None
-    return None if span < _HOUR_US else int(lines_bytes * _YEAR_US / span)
+    return None if span < _HOUR_US or not newest_us else int(lines_bytes * _YEAR_US / span)
 
 
 def _bytes_on_disk(folder: Path) -> int:
@@ -124,6 +133,10 @@ def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
 
     path = shlex.quote(str(log.path))
     found = []
+    size = log._handle.view.head().size
+    if not _newest_us(log, size):
+        found.append((f"ENTRIES ARE MISSING: {size:,} were signed, the newest line is not here; copy first, repair nothing",
+                      f"tally verify {path}"))  # fmt: skip
     if checked.alarm:
         found.append((checked.sentence.partition(":")[0], f"tally verify {path}"))
     elif not checked.full_us:
@@ -156,7 +169,13 @@ def _needs(log: AuditLogger, checked: Any) -> list[tuple[str, str]]:
     except PermissionError:
         pass
     except FileNotFoundError:
-        found.append((f"the folder of its keys is gone: {keys}", "restore it; reading goes on without"))
+        found.append((f"the folder of its keys is gone: {keys}; nothing can be recorded. Restore it; only if it is lost for good:",
+                      f'tally resume {path} --reason "key folder lost"'))  # fmt: skip
+    epoch = log._handle.view.history(size).epochs[-1].number
+    here = os.access(keys, os.X_OK) and not log._handle.settings.keyd.socket
+    if here and (keys / "log.key").exists() and not (keys / f"epoch-{epoch}.key").exists():
+        found.append((f"the key of the running epoch {epoch} is not in {keys}; nothing can be recorded. Restore it; only if it is "
+                      "lost for good:", f'tally key recover {path} --reason "epoch key lost"'))  # fmt: skip
     disk = shutil.disk_usage(log.path)
     if disk.free < max(64 << 20, disk.total // 50):
         found.append((f"the disk is nearly full, {size_text(disk.free)} left", "make room"))
@@ -229,8 +248,8 @@ def age_text(us: int) -> str:
     return "just now"
 
 
-def _outside_text(log: AuditLogger, found: list[dict[str, Any]]) -> str:
-    return "; ".join(party_text(name, state, log.zone) for name, state in _parties(log).items()) if found else "nobody yet"
+def _outside_texts(log: AuditLogger) -> list[str]:
+    return [party_text(name, state, log.zone) for name, state in _parties(log).items()] or ["nobody yet"]
 
 
 def _outside_needs(log: AuditLogger, path: str) -> list[tuple[str, str]]:
@@ -294,9 +313,10 @@ def _show(log: AuditLogger, found: Status) -> None:
     screen.pairs([
         ("size", f"{plural(found.entries, 'entry', 'entries')}{left} · {size_text(found.bytes_on_disk)} · {year}{lasts}"),
         ("older parts", " · ".join(f"part {p.number}: {plural(p.size, 'entry', 'entries')}" for p in log.family.older)),
-        ("newest", f"#{found.newest_index:,} {when_text(found.newest_us, log.zone)}  {log.zone}"),
+        ("newest", f"#{found.newest_index:,} {when_text(found.newest_us, log.zone)}  {log.zone}" if found.newest_us else
+         f"#{found.newest_index:,} IS NOT HERE, and it was signed"),
         ("checked", found.verified),
-        ("outside", _outside_text(log, found.confirmed_outside)),
+        *(("outside" if at == 0 else "", text) for at, text in enumerate(_outside_texts(log))),
         ("sealing", _epoch_text(log, found.epoch)),
         ("keeps", f"entries {found.retention_days:,} d, then to be archived · {keeps[found.keeps]}"),
         ("models", f"of prompts and answers: {content}{rules} · when the log cannot be written: {ai.failure}"),

@@ -426,10 +426,11 @@ def _bad_day(screen: Screen, verdict: Verdict) -> None:
     bad = sum(s.end - s.start for s in verdict.spans if s.contents[0] in ("altered", "missing") and s.end <= verdict.tree_size)
     holds = sum(s.end - s.start for s in verdict.spans if s.contents[0] in ("content proven", "proven before"))
     screen.blank()
-    if holds and bad:
-        screen.line(f"The other {holds:,} entries that are here hold.", indent=2)
+    other = "other " if bad else ""
+    if holds == 1:
+        screen.line(f"The {other or 'one '}entry that is here holds.", indent=2)
     elif holds:
-        screen.line(f"The {holds:,} entries that are here hold.", indent=2)
+        screen.line(f"The {other}{holds:,} entries that are here hold.", indent=2)
     screen.line("Who or why cannot be told from the log.", indent=2)
 
 
@@ -514,8 +515,13 @@ def _when(text: str | None, zone: tzinfo | None) -> str:
 
 
 def _next(verdict: Verdict, path: Path, kind: str) -> list[str]:
+    from ..opening import is_log
+
     found = list(verdict.next)
-    if verdict.exit_code == 6 and kind == "log":
+    if verdict.exit_code == 6 and kind == "log" and not is_log(path):
+        found.append(f"tally resume {shlex.quote(str(path))} --from BACKUP --reason \"restored the backup of …\"")
+        found.append("or look where it went, and put all of it back")
+    elif verdict.exit_code == 6 and kind == "log":
         found.append(f"tally backup --as-evidence DEST-ON-ANOTHER-DISK --log {shlex.quote(str(path))}")
         found.append('then read docs: "When it says altered"')
     return found

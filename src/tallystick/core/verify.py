@@ -131,6 +131,16 @@ class Verdict:
         """One word for the exit code."""
         return _WORDS[self.exit_code]
 
+    def _count(self, issue: str) -> int:
+        """How many entries a kind of finding is about; what is not about an entry counts one. Several parties who all say that the
+        same entries are gone do not make them more."""
+        found = [f for f in self.findings if f.issue == issue and f.code == 6]
+        ranges = sorted((f.index, f.end) for f in found if f.index is not None and f.end is not None)
+        count, to = len(found) - len(ranges), 0
+        for start, end in ranges:
+            count, to = count + max(0, end - max(start, to)), max(to, end)
+        return count
+
     @property
     def sentence(self) -> str:
         """One sentence that anybody understands; it says what was seen, not who or why."""
@@ -138,8 +148,7 @@ class Verdict:
         if code == 0:
             return self._good()
         if code == 6:
-            count = {name: sum(1 if f.end is None or f.index is None else f.end - f.index
-                               for f in self.findings if f.issue == name and f.code == 6) for name in ISSUES}  # fmt: skip
+            count = {name: self._count(name) for name in ISSUES}
             said = {"checksum_mismatch": "not the bytes that were signed", "missing": "missing without a record",
                     "duplicate": "there twice", "order": "out of place", "index_mismatch": "wrong in the index",
                     "bad_signature": "not signed by this log", "rolled_back": "cut off or rolled back",

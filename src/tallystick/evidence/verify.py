@@ -883,8 +883,12 @@ def find_note(data):
             continue
         return candidate
     text = data.decode("utf-8", "replace").replace("\r\n", "\n") + "\n"
+    soft = re.sub(r"=[ \t]*\n", "", text)  # quoted-printable (RFC 2045 section 6.7), as mail programs write "=" and the dash
+    unquoted = re.sub(b"=([0-9A-F]{2})", lambda m: bytes([int(m.group(1), 16)]), soft.encode("utf-8")).decode("utf-8", "replace")
     note = re.compile("(?:^|\n)([^\n]+\n[0-9]+\n[A-Za-z0-9+/]{43}=\n(?:[^\n]+\n)*\n(?:\u2014 [^\n]+\n)+)")
-    match = note.search(text) or note.search(re.sub(r"(?m)^[ \t>]+", "", text))  # a card is indented, an answered mail quoted
+    match = None
+    for one in (text, unquoted):  # a card is indented, an answered mail quoted
+        match = match or note.search(one) or note.search(re.sub(r"(?m)^[ \t>]+", "", one))
     if match is None:
         raise Malformed("there is no checkpoint in it")
     parse_checkpoint(match.group(1).encode("utf-8"))

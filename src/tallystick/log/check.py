@@ -739,8 +739,10 @@ class Checker:
         self._kept = kept
 
     def anchored(self, head: Checkpoint, anchors: Sequence[AnchorSettings], pins: Mapping[str, str] | None) -> None:
-        """What came back from anchors. One that knows another history is a break, whoever pinned it: the log's key signed both."""
+        """What came back from anchors. One that knows another history is a break, whoever pinned it: the log's key signed both.
+        That one knows more is none for a copy that is known to be older: a backup keeps the table of its anchors (as ``mark``)."""
         assert self._history is not None
+        older_copy = any(f.issue == "older_copy" for f in self.verdict.findings)
         for one in returned(anchors, self._store.folder, self._view.genesis, self._history, self.holding, pins):
             by = f"{one.kind} {one.name}"
             if one.checkpoint is None:
@@ -748,6 +750,9 @@ class Checker:
                 continue
             kept = one.checkpoint
             self._older_in_folder(head, by, one)
+            if kept.size > head.size and older_copy:
+                self.verdict.seen.append(f"{by} keeps {kept.size:,} entries, this copy ends at {head.size:,}")
+                continue
             if kept.size > head.size and self._went_on(head, kept.size):
                 continue
             if kept.size > head.size:
@@ -812,7 +817,7 @@ class Checker:
             if size < self.verdict.tree_size and not there:
                 file = f"checkpoints/{size:020d}"
                 self._find("missing", f"{file}, the checkpoint that closed epoch {number}, is not there under that epoch's key: "
-                           "somebody took it away, and entries before it may not be those that were signed then", file=file)
+                           "it was taken away or lost, and entries before it may not be those that were signed then", file=file)
 
     def unpinned_witnesses(self) -> list[tuple[str, str]]:
         """Name and vkey of witnesses that the log asks and whose keys the verifier did not bring along."""

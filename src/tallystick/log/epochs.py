@@ -67,7 +67,8 @@ class Epochs:
         except FileNotFoundError as e:
             raise StateUnknown(
                 f"the key of the running epoch {newest.number} is not in {self._keys.path}: nothing can be signed. Restore it; if "
-                "it is lost for good, tally key recover puts that on record under the log key and goes on with a new one"
+                "it is lost for good, tally key recover LOG --reason … puts that on record under the log key and goes on with a new "
+                "one"
             ) from e
         if signer.verifier != newest.key:
             raise StateUnknown(f"{self._keys.path} does not hold the key that this log names for its epoch {newest.number}: the keys "
