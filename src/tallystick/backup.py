@@ -494,7 +494,7 @@ def _gather(log: Path, dest: Path, name: str, with_keys: bool, say: Progress, di
         for left in dest.glob(f".evidence-{log.name}-*.partial"):  # of a run that was killed; what it saw is no longer of one moment
             shutil.rmtree(left)
         disk.mkdir(partial, 0o700)
-        gathered = _Gathering(partial, disk, say)
+        gathered = _Gathering(partial, disk, say, None if with_keys else _keys_within(log))
         gathered.about({"log": str(log), "host": host_name(), "user": system_user(), "began": format_time(CLOCK.wall_us())})
         for folder in (log, *_beside(log, with_keys)):
             gathered.tree(folder)
@@ -526,11 +526,19 @@ def _beside(log: Path, with_keys: bool) -> list[Path]:
     return found
 
 
-class _Gathering:
-    """The files of one piece of evidence and what is written down about them."""
+def _keys_within(log: Path) -> Path | None:
+    """The folder of the keys, where ``log.toml`` says that it is in the log's own."""
+    with contextlib.suppress(AuditError, OSError):
+        keys = Path(os.path.realpath(cfg.keys_folder(log, cfg.read_settings(log))))
+        return keys if Path(os.path.realpath(log)) in keys.parents else None
+    return None
 
-    def __init__(self, folder: Path, disk: Disk, say: Progress) -> None:
-        self._folder, self._disk, self._say = folder, disk, say
+
+class _Gathering:
+    """The files of one piece of evidence and what is written down about them. ``keys``: a folder whose contents stay out."""
+
+    def __init__(self, folder: Path, disk: Disk, say: Progress, keys: Path | None = None) -> None:
+        self._folder, self._disk, self._say, self._keys = folder, disk, say, keys
         self._manifest: list[bytes] = []
         self._sums: list[str] = []
         self.files = self.bytes = 0
@@ -552,7 +560,10 @@ class _Gathering:
             return
         told: dict[str, Any] = {"path": _text(name), "mode": f"{stat.S_IMODE(status.st_mode):04o}", "uid": status.st_uid,
                                 "gid": status.st_gid, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}  # fmt: skip
-        if stat.S_ISDIR(status.st_mode):
+        if stat.S_ISDIR(status.st_mode) and self._keys is not None and os.path.realpath(path) == str(self._keys):
+            self.about({"type": "folder of private keys, left out", **told})
+            self.missed.append(f"{name}: private keys (--with-keys copies them)")
+        elif stat.S_ISDIR(status.st_mode):
             self.about({"type": "folder", **told})
             self._folder_of(path, name)
         elif stat.S_ISREG(status.st_mode):

@@ -245,6 +245,28 @@ def test_no_room_and_no_right_to_write_are_said(log: Path, memory: Memory, tmp_p
 # -- as evidence -----------------------------------------------------------------------------------------------------------------
 
 
+def test_a_folder_that_is_a_link_to_elsewhere_is_left_out_and_named(log: Path, memory: Memory, tmp_path: Path) -> None:
+    """A backup is often run by somebody who may read more than who writes to the log."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/id_ed25519").write_text("secret")
+    (log / "quarantine").symlink_to(tmp_path / "private")
+    (copied,) = back_up(log, tmp_path / "copy", memory=memory)
+    assert "quarantine" in copied.left_out
+    assert not [p for p in (tmp_path / "copy").rglob("*") if p.name == "id_ed25519"]
+
+
+def test_evidence_leaves_keys_within_the_log_out_unless_asked(log: Path, tmp_path: Path) -> None:
+    log.with_name(f"{log.name}.keys").rename(log / "secrets")
+    settings = (log / "log.toml").read_text()
+    changed = settings.replace(f'keys = "../{log.name}.keys"', 'keys = "secrets"')
+    assert changed != settings
+    (log / "log.toml").write_text(changed)
+    (tmp_path / "out").mkdir()
+    without = copy_evidence(log, tmp_path / "out")
+    assert not list(Path(without.path).rglob("*.key")) and any("private keys" in text for text in without.not_copied)
+    assert list(Path(copy_evidence(log, tmp_path / "out", with_keys=True).path).rglob("log.key"))
+
+
 def test_evidence_is_every_byte_and_stock_tools_check_it(log: Path, tmp_path: Path) -> None:
     segment = log / "segments/00000000000000000000.jsonl"
     segment.write_bytes(segment.read_bytes()[:300] + b"altered" + segment.read_bytes()[307:])
