@@ -228,10 +228,13 @@ class _Copy:
             match = _HANDED_OUT.fullmatch(name)
             if match and int(match[1]) <= head.size:
                 self._small(f"checkpoints/{name}")
+        linked = [folder for folder in ("quarantine", "archive", "outside") if (self.log / folder).is_symlink()]
+        # to anywhere, and whoever runs this may read more than whoever made the link
+        self._left_out += [folder for folder in linked if folder not in self._left_out]
         for folder in ("quarantine", "archive"):
-            for name in self._names(folder):
+            for name in self._names(folder) if folder not in linked else []:
                 self._whole(f"{folder}/{name}")
-        for name in self._names("outside"):
+        for name in self._names("outside") if "outside" not in linked else []:
             if name.endswith(".json"):  # replaced as a whole while we look
                 if not (self._target / "outside").is_dir():
                     self._disk.mkdir(self._target / "outside", folder_mode(self._target), like=self._target)
