@@ -139,7 +139,7 @@ def _group(found: dict[str, Any], group: str) -> str:
             where = "" if len(cells) == 2 * len(COLUMNS) else f" ({', '.join(dict.fromkeys(c['configuration'] for c in cells))})"
             said = {c["verifier"]: _cell(c, found["size"]) for c in cells}
             rows.append([f"{name}{where}", cells[0]["has"], said["auditor"], said["operator"]])
-        out.append("The same in every configuration:\n")
+        out.append("The same in every configuration where it can be done:\n")
         out.append(_table(["what is done", "attacker has", "auditor", "operator"], rows))
     rest = {name: cells for name, cells in attacks.items() if name not in alike}
     for verifier in VERIFIERS if rest else ():

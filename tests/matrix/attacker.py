@@ -177,7 +177,7 @@ def delete(lines: Lines, k: int) -> None:
 
 
 def swap(lines: Lines, k: int) -> None:
-    other = k + 1 if k + 1 < len(lines) and is_ordinary(lines[k + 1]) else k - 1
+    other = k + 1 if k + 1 < len(lines) else k - 1
     lines[k], lines[other] = lines[other], lines[k]
 
 

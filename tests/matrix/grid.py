@@ -244,11 +244,20 @@ def _keeper_of(site: Site, epoch: int) -> Hands:
 # -- ways ----------------------------------------------------------------------------------------------------------------
 
 
-def lines_only(deed: Callable[[a.Lines, int], None]) -> Way:
+def lines_only(deed: Callable[[a.Lines, int], None], *, whole: bool = False) -> Way:
+    """In the one segment where k is; ``whole``: in the whole log as if it were one."""
+
     def way(site: Site, k: int) -> None:
         hands = Hands(site)
-        deed(hands.lines, k)
-        hands.write_lines()
+        if whole:
+            deed(hands.lines, k)
+            hands.write_lines()
+            return
+        start = max(s for s in hands.starts if s <= k)
+        stop = min((s for s in hands.starts if s > k), default=SIZE)
+        lines = hands.lines[start:stop]
+        deed(lines, k - start)
+        hands.put(f"segments/{start:020d}.jsonl", b"".join(line + b"\n" for line in lines))
 
     return way
 
@@ -523,8 +532,8 @@ def _attacks() -> list[Attack]:
     found += [
         Attack("other spaces, escapes, order of keys", G1, NO_KEY, ("P20", "L1"),
                {n: lines_only(a.spell(f)) for n, f in SPELLINGS.items()}, at="few"),
-        Attack("the first 20 entries removed", G1, NO_KEY, ("P5", "L10"), {"lines only": lines_only(first_gone)}, at="once"),
-        Attack("the newest entry written once more at the end", G1, NO_KEY, ("P11",), {"lines only": lines_only(again_at_the_end)},
+        Attack("the first 20 entries removed", G1, NO_KEY, ("P5", "L10"), {"lines only": lines_only(first_gone, whole=True)}, at="once"),
+        Attack("the newest entry written once more at the end", G1, NO_KEY, ("P11",), {"lines only": lines_only(again_at_the_end, whole=True)},
                at="once"),
         Attack("one entry edited, every hash made anew", G1, NO_KEY, ("T2", "B4", "L4"),
                {f"head {h}": hashes_too(a.edit, h) for h in RECOMPUTED}, at="few"),
