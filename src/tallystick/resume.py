@@ -189,8 +189,19 @@ def _begin_from(order: _Order, source: Path) -> Resumed:
     head = LogView(SegmentStore(source), genesis, []).head().checkpoint
     left = _left(log, head.size, genesis)
     back_up(source, left, memory=Memory(None), progress=order.progress, disk=order.disk)
+    _leave_keys(log, source, left, order.disk)
     _bring_keys(source, left, order.disk)
     return _decide(order, left, "there is no log at its place any more", moved=False)
+
+
+def _leave_keys(log: Path, source: Path, left: Path, disk: Disk) -> None:
+    """Where the keys lay apart and outlived the log they are those of the old part: they sign the link, and their mark knows how long
+    it was. If we die here: the same command finds them under their new name and goes on."""
+    settings = cfg.read_settings(source)
+    keys, target = cfg.keys_folder(log, settings), cfg.keys_folder(left, settings)
+    if keys.is_dir() and not os.path.ismount(keys) and not target.exists():
+        disk.rename(keys, target)
+        disk.sync_folder(keys.parent)
 
 
 def _bring_keys(source: Path, left: Path, disk: Disk) -> None:
@@ -202,7 +213,8 @@ def _bring_keys(source: Path, left: Path, disk: Disk) -> None:
     if not target.is_dir():
         disk.mkdir(target, 0o700, like=left.parent)
     for path in sorted(keys.iterdir()):
-        if _KEY_FILE.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+        known = (target / path.name).exists()  # what the machine itself still has is newer than the backup's
+        if _KEY_FILE.fullmatch(path.name) and path.is_file() and not path.is_symlink() and not known:
             disk.write_file(target / path.name, path.read_bytes(), 0o600, like=target)
 
 

@@ -251,6 +251,26 @@ def test_a_new_machine_with_the_keys_of_the_backup_opens_old_contents_and_signs_
         assert opened.open_payload(named, "a") == b"kept"
 
 
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_the_log_is_gone_and_its_keys_are_not(tmp_path: Path, memory: Memory, with_keys: bool) -> None:
+    log = tmp_path / "audit_log"
+    AuditLogger(log, memory=memory).close()
+    write(log, memory, 3)
+    (tmp_path / "usb").mkdir()
+    back_up(log, tmp_path / "usb" / "audit_log", memory=memory, with_keys=with_keys)
+    back_up(log, tmp_path / "beside", memory=memory)
+    write(log, memory, 2)
+    mark = (tmp_path / "audit_log.keys" / "mark").read_bytes()
+    shutil.rmtree(log)
+    stranger = Memory(tmp_path / "other state")
+    done = resume(log, reason="the disk of the log died", source=tmp_path / ("usb/audit_log" if with_keys else "beside"), memory=stranger)
+    assert done.signed and (Path(done.left_keys) / "mark").read_bytes() == mark
+    assert done.lost == (4, 6)  # the mark beside the keys knew
+    write(log, stranger, 1)
+    after = verify_log(log, memory=stranger)
+    assert after.exit_code == 0 and "2 OF AN OLDER PART ARE LOST" in after.sentence
+
+
 def test_a_checkpoint_that_was_kept_tells_of_more_than_the_machine_knows(tmp_path: Path, memory: Memory) -> None:
     log = tmp_path / "audit_log"
     AuditLogger(log, memory=memory).close()
