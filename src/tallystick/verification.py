@@ -101,7 +101,8 @@ def _guarded(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     except (LogMissing, StoreError, ConfigError, VerificationError, Malformed) as e:
         code = 6 if known is not None or isinstance(e, Malformed | VerificationError | ConfigError) else 2
         verdict = Verdict(origin=known.origin if known else "")
-        verdict.findings.append(Finding("missing" if code == 6 else "unreadable", str(e), code))
+        text = str(e).partition("; tally init")[0] if code == 6 else str(e)  # a new log in the place of a known one is no remedy
+        verdict.findings.append(Finding("missing" if code == 6 else "unreadable", text, code))
         return verdict
     except OSError as e:
         verdict = Verdict(origin=known.origin if known else "")
@@ -146,7 +147,7 @@ def _verify_log(path: Path, memory: Memory, asked: _Asked) -> Verdict:
     references = [] if known is None or known.vkey != genesis.vkey.format() else [
         _reference(known, "your memory of this log")]  # fmt: skip
     references += _elsewhere(path, genesis, memory, pinned, head, verdict)
-    kept = None if asked.checkpoint is None else _kept(asked.checkpoint, genesis, view, head, verdict)
+    kept = None if asked.checkpoint is None else _kept(path, asked.checkpoint, genesis, view, head, verdict)
     start = start if start <= head.size else 0
     checker.lines(head, start)
     checker.upper_tree(head)
@@ -257,7 +258,7 @@ def _lacks(path: Path, checker: Checker, verdict: Verdict) -> None:
         verdict.lacks.append((f"this log asks witness {name}, whose key you have not pinned: compare it with what its owner gave you",
                               f"tally witness add {shlex.quote(name)} {vkey} URL --log {log}"))  # fmt: skip
     if "witness" not in said and not checker.unpinned_witnesses():
-        verdict.lacks.append(("no witness confirms this log", f"tally witness add NAME VKEY URL --log {log}"))
+        verdict.lacks.append(("no witness outside this machine confirms this log", f"tally witness add NAME VKEY URL --log {log}"))
     if not said:
         verdict.lacks.append(("nothing of it was kept outside this machine: by mail, on another disk, with a timestamp authority",
                               "tally anchor add --help"))  # fmt: skip
@@ -363,7 +364,7 @@ def _elsewhere(
     return found
 
 
-def _kept(note: bytes, genesis: Genesis, view: LogView, head: Checkpoint, verdict: Verdict) -> Kept | None:
+def _kept(path: Path, note: bytes, genesis: Genesis, view: LogView, head: Checkpoint, verdict: Verdict) -> Kept | None:
     """A checkpoint from elsewhere, under the log's key or one of its epochs', with whoever else signed it."""
     keys = [genesis.vkey]
     try:
@@ -375,6 +376,10 @@ def _kept(note: bytes, genesis: Genesis, view: LogView, head: Checkpoint, verdic
         return Kept(open_checkpoint(found, keys, origin=genesis.origin), split(found)[1], "the checkpoint that you gave", ())
     except VerificationError as e:
         verdict.findings.append(Finding("malformed", f"the checkpoint that you gave is not one of this log: {e}", 4))
+        with contextlib.suppress(AuditError, OSError):
+            origin = Checkpoint.parse(split(find_note(note))[0]).origin
+            verdict.next += [f"it is one of an older part: tally verify {shlex.quote(str(part.folder))} --checkpoint FILE"
+                             for part in parts(path)[:-1] if part.genesis is not None and part.genesis.origin == origin]  # fmt: skip
     except Malformed as e:
         verdict.findings.append(Finding("malformed", f"the checkpoint that you gave: {e}", 4))
     return None

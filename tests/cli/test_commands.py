@@ -750,6 +750,6 @@ def test_a_log_that_is_gone_names_how_it_comes_back(tally, tmp_path):
     assert tally("verify", "audit_log").code == 0
     (tmp_path / "here" / "audit_log").rename(tmp_path / "moved")
     gone = tally("verify", "audit_log")
-    assert gone.code == 6 and "--from BACKUP" in gone.out and "--as-evidence" not in gone.out
+    assert gone.code == 6 and "--from BACKUP" in gone.out and "tally init" not in gone.out and "--as-evidence" not in gone.out
     refused = tally("record", "audit_log", "--actor", "a", "--action", "b", "--resource", "c")
     assert refused.code == 2 and "--from BACKUP" in refused.err

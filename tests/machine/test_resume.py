@@ -287,6 +287,16 @@ def test_a_checkpoint_that_was_kept_tells_of_more_than_the_machine_knows(tmp_pat
     assert done.lost == (3, 8)
 
 
+def test_a_checkpoint_of_an_older_part_is_told_where_it_can_be_checked(tally, log: Path, memory: Memory, tmp_path: Path) -> None:  # noqa: F811
+    kept = tmp_path / "kept"
+    kept.write_text(tally("checkpoint", log).out)
+    done = resume(log, reason="disk failed", memory=memory)
+    told = tally("verify", log, "--checkpoint", kept)
+    assert told.code == 4 and f"tally verify {done.left} --checkpoint FILE" in told.out
+    followed = tally("verify", done.left, "--checkpoint", kept, "--json").json  # 6: two entries of it are lost; the checkpoint is of it
+    assert not [issue for issue in followed["issues"] if issue["issue"] == "malformed" or "checkpoint that you" in str(issue)]
+
+
 @pytest.mark.parametrize("reason", ["", "  ", "two\nlines", "x" * 1001])
 def test_a_reason_is_one_line(log: Path, memory: Memory, reason: str) -> None:
     with pytest.raises(Malformed):

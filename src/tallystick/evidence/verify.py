@@ -940,7 +940,7 @@ def report(check, strangers, out):
         if check.sealed_to and not check.kept_size:
             check.open.append("the seal of %d entries by closed epochs: it counts only with a checkpoint that was kept outside"
                               % check.sealed_to)  # fmt: skip
-        for text in [*check.open, *("timestamp %s: openssl ts -verify checks it" % n for n in stamps),
+        for text in [*check.open, *("timestamp: openssl ts -verify -data %s -in %s -CAfile CA.pem" % (n[:32], n) for n in stamps),
                      "whether other entries belong to the matter: a pack shows what it has"]:  # fmt: skip
             say("  not proven:  " + text)
         if not check.pinned:
