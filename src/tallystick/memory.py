@@ -26,7 +26,8 @@ class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One log as this user knows it. ``root`` and ``genesis`` in hex; times in microseconds since the epoch. ``witnesses``: the
     vkeys of those whose cosignatures count for this user, by the name that he gave them. ``successor``: the verifier key and genesis
     root of the log that ``tally resume`` of this user put in its place; empty where there is none. ``pinned_us``: when the key was
-    pinned, 0 where an older version did it. ``anchors``: what each anchor was when it was first seen here, by its name."""
+    pinned, 0 where an older version did it. ``anchors``: what each anchor was when it was first seen here, by its name.
+    ``altered_us``: when a verification found it altered, and no full one has held since; else 0."""
 
     origin: str
     vkey: str
@@ -40,6 +41,7 @@ class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     successor: str = ""
     pinned_us: int = 0
     anchors: dict[str, str] = {}
+    altered_us: int = 0
 
 
 class Memory:
@@ -89,6 +91,13 @@ class Memory:
                 known = msgspec.structs.replace(known, witnesses=before.witnesses, successor=before.successor,
                                                 pinned_us=before.pinned_us, anchors={**known.anchors, **before.anchors})  # fmt: skip
             logs[_name(log)] = known
+
+    def put_altered(self, log: Path, us: int) -> None:
+        """Remember that a verification ended with 6; nothing where the path is not known."""
+        with self._changing() as logs:
+            known = logs.get(_name(log))
+            if known is not None:
+                logs[_name(log)] = msgspec.structs.replace(known, altered_us=us)
 
     def pin_witness(self, log: Path, name: str, vkey: str) -> None:
         """See ``pin_witness``."""

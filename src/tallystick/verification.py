@@ -90,7 +90,11 @@ def verify_log(
     known = memory.get(path) if pinned is None and chosen is None else None
     asked = _Asked(pinned, known, checkpoint, chosen, Requirements.parse(require) if require is not None else None, content,
                    new_only, progress)  # fmt: skip
-    return _guarded(path, memory, asked)
+    verdict = _guarded(path, memory, asked)
+    if verdict.exit_code == 6 and known is not None:
+        with contextlib.suppress(AuditError, OSError):  # a verdict does not depend on a state folder that can be written
+            memory.put_altered(path, CLOCK.wall_us())
+    return verdict
 
 
 def _guarded(path: Path, memory: Memory, asked: _Asked) -> Verdict:
@@ -407,6 +411,7 @@ def _remember(
     memory.put_proven(path, Known(
         genesis.origin, genesis.vkey.format(), known.genesis, verdict.tree_size, verdict.root, now,
         verdict.tree_size if full else known.full_size, now if full else known.full_us, anchors=anchors,
+        altered_us=0 if full else known.altered_us,
     ))  # fmt: skip
 
 
@@ -463,7 +468,8 @@ def _checked(log: AuditLogger, *, verify: bool) -> dict[str, Any]:
             "verified": False, "verdict": "never verified", "issues": [], "last_full_verification": None,
             "sentence": "This log was never verified by this user; tally verify does it, or verify=True.",
         }  # fmt: skip
-    verdict = verify_log(log.path, memory=log.memory, new_only=not verify)
+    altered = known is not None and known.altered_us > 0  # then what is older than the last proven size is looked at again
+    verdict = verify_log(log.path, memory=log.memory, new_only=not verify and not altered)
     known = log.memory.get(log.path)
     return {
         "verified": verdict.exit_code == 0, "verdict": verdict.verdict, "sentence": verdict.sentence,

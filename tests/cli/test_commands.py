@@ -738,11 +738,18 @@ def test_status_says_what_is_gone_and_the_command_for_it(tally, tmp_path):
     (here / "elsewhere").rename(keys)
     assert not any("recover" in n["command"] or "resume" in n["command"] for n in tally("status", "audit_log", "--json").json["needs_you"])
     (segment,) = (here / "audit_log" / "segments").iterdir()
-    segment.write_bytes(b"".join(segment.read_bytes().splitlines(keepends=True)[:2]))
+    lines = segment.read_bytes()
+    segment.write_bytes(b"".join(lines.splitlines(keepends=True)[:2]))
     cut = tally("status", "audit_log")
     assert cut.code == 0 and "IS NOT HERE" in cut.out and "ENTRIES ARE MISSING: 4 were signed" in " ".join(cut.out.split())
     assert tally("status", "audit_log", "--json").json["newest_us"] == 0
     assert tally("verify", "audit_log").code == 6
+    assert "ALTERED OR INCOMPLETE" in tally("status", "audit_log").out  # what it said before is not said any more
+    report = tally("report", "full", "audit_log", "--since", "2d")
+    assert report.code == 6 and "NOTHING ALTERED" not in report.out
+    segment.write_bytes(lines)
+    assert tally("verify", "audit_log").code == 0
+    assert "nothing altered" in tally("status", "audit_log").out
 
 
 def test_a_log_that_is_gone_names_how_it_comes_back(tally, tmp_path):
