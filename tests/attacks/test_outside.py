@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import tempfile
+import shutil
 from pathlib import Path
 
 import pytest
@@ -316,10 +318,26 @@ def keep_in(folder: Path, case: Case, size: int, root: bytes | None = None) -> b
 
 @pytest.fixture
 def share(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that counts as another disk."""
-    monkeypatch.setattr(anchored, "_same_device", lambda a, b: False)
+    """A folder that counts as a share of another machine."""
+    monkeypatch.setattr(anchored, "_on_this_machine", lambda a, b: "")
     configure_folder(case, tmp_path / "share")
     return tmp_path / "share"
+
+
+def test_another_disk_of_this_machine_is_not_outside_it(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is root here changes it too; a share of another machine counts."""
+    elsewhere = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        assert os.stat(elsewhere).st_dev != os.stat(case.folder).st_dev
+        configure_folder(case, elsewhere)
+        keep_in(elsewhere, case, 30)
+        [found] = case.check(0).confirmations
+        assert not found.counts and "attached to this machine" in found.remark
+        monkeypatch.setattr(anchored, "remote_file_system", lambda path: "nfs4")
+        [found] = case.check(0).confirmations
+        assert found.counts
+    finally:
+        shutil.rmtree(elsewhere)
 
 
 def test_the_newest_in_a_folder_elsewhere_confirms(case: Case, share: Path) -> None:

@@ -26,7 +26,7 @@ import msgspec
 from ..core.checkpoint import Checkpoint
 from ..core.errors import Malformed, OutsideError, VerificationError
 from ..core.note import NOTE_BYTES_MAX, split
-from ..disk import DISK, Disk, close_quietly
+from ..disk import DISK, Disk, close_quietly, remote_file_system
 from . import Handed
 
 FILES_MAX = 10_000
@@ -72,23 +72,24 @@ class Folder:
     def hand_over(self, size: int, note: bytes) -> Handed:
         """Durable and read back on return. ``VerificationError`` where another history lies there, which then stays beside it."""
         try:
-            local = self._on_this_device()
+            local = self._on_this_machine()
             self._keep(size, note)
             return Handed("kept", local)
         except OSError as e:
             raise OutsideError(f"{e.filename or self.target}: {e.strerror}") from e
 
-    def _on_this_device(self) -> bool:
+    def _on_this_machine(self) -> bool:
+        """A disk that is attached here, also another one, is changed by whoever is root here; a network share is not only his."""
         try:
             found = os.stat(self.target)
         except FileNotFoundError:
             raise OutsideError(f"{self.target} is not there; is it mounted? The folder is not made here") from None
         if not stat.S_ISDIR(found.st_mode):
             raise OutsideError(f"{self.target} is not a folder")
-        local = found.st_dev == os.stat(self._log).st_dev
-        if local and self._settings.elsewhere:
+        same = found.st_dev == os.stat(self._log).st_dev
+        if same and self._settings.elsewhere:
             raise OutsideError(f"{self.target} is on the device of the log, which it was not when it was added; is it mounted?")
-        return local
+        return same or remote_file_system(Path(self.target)) is None
 
     def _keep(self, size: int, note: bytes) -> None:
         home = Path(self.target) / folder_name(self._origin)

@@ -24,6 +24,7 @@ from ..core.checkpoint import Checkpoint, open_signed
 from ..core.epoch import History
 from ..core.errors import AuditError, ConfigError, Malformed, VerificationError
 from ..core.genesis import Genesis
+from ..disk import remote_file_system
 from ..outside import HandedOut, Parties
 from .confirmed import Kept
 
@@ -91,7 +92,7 @@ def _folder(one: FolderSettings, log: Path, genesis: Genesis, history: History) 
     path = Path(one.folder)
     try:
         found = kept_in(path, genesis.origin)
-        local = _same_device(path, log)
+        local = _on_this_machine(path, log)
     except OSError as e:
         return Returned(one.name, "folder", problem=f"{e.filename}: {e.strerror}")
     except AuditError as e:
@@ -103,7 +104,7 @@ def _folder(one: FolderSettings, log: Path, genesis: Genesis, history: History) 
             keys += [key for key in [history.key_at(kept.size)] if key != genesis.vkey]
         try:
             checkpoint, _ = open_signed(kept.note, keys, origin=genesis.origin)
-            remark = "not independent: it is on the disk of the log" if local else ""
+            remark = f"not independent: {local}" if local else ""
             return Returned(one.name, "folder", checkpoint, kept.note, int(os.stat(kept.path).st_mtime_ns // 1000), remark,
                             older=tuple(other for other in found if other.path != kept.path))  # fmt: skip
         except (AuditError, OSError) as e:
@@ -111,8 +112,12 @@ def _folder(one: FolderSettings, log: Path, genesis: Genesis, history: History) 
     return Returned(one.name, "folder", problem=problem)
 
 
-def _same_device(a: Path, b: Path) -> bool:
-    return os.stat(a).st_dev == os.stat(b).st_dev
+def _on_this_machine(folder: Path, log: Path) -> str:
+    """Why whoever is root on this machine can change what lies there; empty for a share of another machine. Another disk outlives
+    the log's, but it is attached here: what was carried away from it counts with ``--checkpoint``."""
+    if os.stat(folder).st_dev == os.stat(log).st_dev:
+        return "it is on the disk of the log"
+    return "" if remote_file_system(folder) is not None else "that disk is attached to this machine"
 
 
 def _timestamp(one: TimestampSettings, log: Path, holding: Sequence[Kept]) -> Returned | None:
