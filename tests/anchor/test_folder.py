@@ -41,14 +41,18 @@ def test_it_lies_there_and_is_read_back(share):
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no second file system here")
-def test_another_device_is_not_local_and_its_absence_is_noticed(share):
+def test_another_device_is_of_this_machine_and_its_absence_is_noticed(share, monkeypatch):
     import tempfile
+
+    from tallystick.anchor import folder
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
         if os.stat(elsewhere).st_dev == os.stat(share).st_dev:
             pytest.skip("no second file system here")
         anchor = Folder(FolderSettings("usb", elsewhere, True), ORIGIN, share.parent / "log")
-        assert not anchor.hand_over(7, note_of(7)).local
+        assert anchor.hand_over(7, note_of(7)).local  # attached here, whoever is root here writes to it
+        monkeypatch.setattr(folder, "remote_file_system", lambda path: "nfs4")
+        assert not anchor.hand_over(8, note_of(8)).local
     with pytest.raises(OutsideError, match="is on the device of the log, which it was not when it was added; is it mounted"):
         _anchor(share, elsewhere=True).hand_over(7, note_of(7))
     assert os.listdir(share) == []

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 import tempfile
-import shutil
 from pathlib import Path
 
 import pytest
