@@ -231,6 +231,8 @@ def test_a_lost_key_stops_writing_and_the_log_key_goes_on(lab: Lab) -> None:
     assert [e.lost for e in epochs] == [False, True, False, False]
     handed = HandedOut(lab.folder)
     assert handed.sizes() == [e.until for e in epochs if e.until is not None]
+    assert found.verdict.broken_at == found.verdict.sealed_to == epochs[0].until
+    assert f"A SIGNING KEY WAS REPORTED LOST: from #{epochs[0].until} on nothing is sealed" in found.verdict.sentence
 
 
 def test_a_key_that_is_there_is_not_recovered(lab: Lab) -> None:

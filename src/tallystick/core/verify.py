@@ -104,6 +104,7 @@ class Verdict:
     proven_from: int = 0
     older_parts: list[str] = field(default_factory=list)  # what holds of the logs that this one goes on after
     lost_on_record: int = 0  # entries of older parts that are not here, as tally resume recorded
+    broken_at: int | None = None  # the first index from which on no epoch seals, because the key of one was reported lost
     of: str = "log"
     confirmations: list[Confirmation] = field(default_factory=list)
     confirmed_to: int = 0
@@ -171,6 +172,8 @@ class Verdict:
             return f"NOTHING ALTERED in this archive{f': #{last.start:,} – #{last.end - 1:,}' if last else ''}."
         gone = f", of which {self.gone_to:,} are archived on record" if self.gone_to else ""
         lost = f"; BUT {self.lost_on_record:,} OF AN OLDER PART ARE LOST (on record)" if self.lost_on_record else ""
+        if self.broken_at is not None:
+            lost += f"; BUT A SIGNING KEY WAS REPORTED LOST: from #{self.broken_at:,} on nothing is sealed"
         return f"NOTHING ALTERED, NOTHING MISSING among {self.tree_size:,} entries{gone}; {self.confirmed}{lost}."
 
     @property

@@ -796,6 +796,8 @@ class Checker:
             signed[head.size] = (*signed.get(head.size, ()), self._history.key_at(head.size))
         seals = self._history.seals(signed)
         self._taken_away(seals.missing)
+        if seals.broken:
+            self.verdict.broken_at = seals.sealed_to
         closed_to = max(self._history.closes(), default=0)
         broken = sorted([*((size, f"seal broken at {size:,}, re-certified") for _, size in seals.broken),
                          *((size, f"seal missing at {size:,}") for _, size in seals.missing)])  # fmt: skip
