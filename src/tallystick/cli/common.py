@@ -447,7 +447,7 @@ def last_verified(log: AuditLogger) -> Checked:
         return Checked(f"ENTRIES ARE MISSING: you have seen {known.size:,} here, now there are {head:,}: tally verify {log.path}",
                        head, True, known.full_us)  # fmt: skip
     if known.altered_us:
-        return Checked(f"ALTERED OR INCOMPLETE when it was verified {when_text(known.altered_us, log.zone)}: tally verify {log.path}",
+        return Checked(f"ALTERED OR INCOMPLETE: found {when_text(known.altered_us, log.zone)}; tally verify {log.path}",
                        known.size, True, known.full_us)  # fmt: skip
     return _checked(log, known, head)
 

@@ -127,7 +127,8 @@ class SegmentStore:
                 assert fd is not None
                 data = os.pread(fd, length, offset)
                 if len(data) != length:
-                    raise StoreError(f"segments/{segment_name(segment)}: {length} bytes expected at {offset}, {len(data)} found")
+                    raise StoreError(f"segments/{segment_name(segment)}: {length} bytes expected at {offset}, {len(data)} found; "
+                                     "lines are missing: tally verify says which")
                 yield data
         finally:
             close_quietly(fd)
