@@ -83,6 +83,7 @@ class Resumed(NamedTuple):
     known_elsewhere: dict[str, Any] | None
     signed: bool
     reason: str
+    found: str = ""  # what verification said of the old part where it was not whole; it is on record in entry 0 too
 
 
 class _Order(NamedTuple):
@@ -313,6 +314,8 @@ def _predecessor(
         "part": part, "origin": genesis.origin, "vkey": genesis.vkey.format(), "size": own.size, "root": own.root.hex(),
         "folder": left, "state": why[:500], "verdict": verdict.sentence[:500],
     }  # fmt: skip
+    if any(f.code == 6 and f.issue != "rolled_back" for f in verdict.findings):
+        told["damage"] = verdict.sentence[:500]
     if elsewhere is not None:
         told["known_elsewhere"] = {"size": elsewhere.size, "root": elsewhere.root.hex(), "from": elsewhere.source}
         if elsewhere.size > own.size:
@@ -436,5 +439,5 @@ def _told(log: Path) -> Resumed:
     return Resumed(
         str(log), genesis.origin, genesis.vkey.format(), named.part + 1, str(left),
         str(cfg.keys_folder(left, cfg.read_settings(log))), named.size, named.lost, dict(known) if known else None,
-        (log / "predecessor").exists(), named.reason,
+        (log / "predecessor").exists(), named.reason, str(told.get("damage", "")),
     )  # fmt: skip

@@ -73,6 +73,20 @@ def test_a_restored_backup_refuses_names_resume_and_goes_on(log: Path, memory: M
     assert verify_log(log, memory=memory).exit_code == 0
 
 
+def test_what_was_cut_or_altered_before_stays_so_and_is_on_record(tmp_path: Path, memory: Memory) -> None:
+    """Lost is what came after its end; what is missing or altered below that was not lost by resuming."""
+    path = tmp_path / "audit_log"
+    AuditLogger(path, memory=memory).close()
+    write(path, memory, 5)
+    segment = next((path / "segments").iterdir())
+    segment.write_bytes(b"".join(segment.read_bytes().splitlines(keepends=True)[:-2]))
+    done = resume(path, reason="cut", memory=memory)
+    assert "MISSING" in done.found
+    with AuditLogger(path, memory=memory, create=False) as opened:
+        assert opened.entry(0).details["predecessor"]["damage"] == done.found
+    assert verify_log(path, memory=memory).exit_code == 6
+
+
 def test_entry_0_of_the_successor_says_what_it_must(log: Path, memory: Memory) -> None:
     old = read_genesis(log)
     resume(log, reason="disk failed", memory=memory)

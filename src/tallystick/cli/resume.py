@@ -66,13 +66,15 @@ def _show(done: Resumed) -> None:
     screen.line(f"  {done.origin}", "dim")
     screen.blank()
     first, end = done.lost
-    lost = "nothing that is known of" if first == end else f"#{first:,} – #{end - 1:,}, {plural(end - first, 'entry', 'entries')}"
+    lost = "nothing after its end that is known of" if first == end else (
+        f"#{first:,} – #{end - 1:,}, {plural(end - first, 'entry', 'entries')}")  # fmt: skip
     known = done.known_elsewhere
     screen.pairs([
         ("old part", f"{done.left}  ({plural(done.left_size, 'entry', 'entries')}, read only from now on)"),
         ("its keys", done.left_keys if os.path.isdir(done.left_keys) else "not here: contents of the old part cannot be opened"),
         ("known elsewhere", f"{plural(known['size'], 'entry', 'entries')} ({known['from']})" if known else "nothing"),
         ("lost", lost),
+        *([("not whole", f"{done.found} That stays so, and is on record.")] if done.found else []),
         ("reason", done.reason),
         ("signed", "by the old key: whoever knows it can follow" if done.signed else
          "no, the old key is not here: others must be told the new key, and run tally trust"),
