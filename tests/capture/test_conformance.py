@@ -14,8 +14,8 @@ from . import conformance as suite
 from .conformance import CASES, WAYS, Case, ProxyThread, Way
 from .server import ModelServer
 
-# the clients' own sockets: a client that a case leaves open is collected when Python likes, perhaps in the next case
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+# the clients' own sockets and transports: a client that a case leaves open is collected when Python likes, perhaps in the next case
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
 @pytest.fixture(scope="module")
