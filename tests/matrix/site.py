@@ -42,7 +42,7 @@ from tallystick.log import check
 from tallystick.log.view import LogView
 from tallystick.memory import Memory, pin_witness
 from tallystick.opening import make_log, read_genesis
-from tallystick.publishing import Known, change_policy, publish, source_of, write_policy
+from tallystick.publishing import Known, Publisher, change_policy, publish, source_of, write_policy
 from tallystick.verification import verify_log
 from tallystick.witness import submit
 from tallystick.witness.folder import add_log, create, read_keys, read_vkeys
@@ -84,7 +84,7 @@ class LabClock:
 @contextlib.contextmanager
 def laboratory() -> Iterator[LabClock]:
     """A clock that can be set; no waiting for a head in flight; no syncs (nothing loses power here); a witness that is served on
-    loopback and stands for one on another machine, under a name of its own."""
+    loopback and stands for one on another machine, under a name of its own; nothing is handed out in the background."""
     clock, connect = LabClock(), socket.create_connection
 
     def to_loopback(address: tuple[str, int], *args: Any, **more: Any) -> socket.socket:
@@ -96,6 +96,7 @@ def laboratory() -> Iterator[LabClock]:
             (os, "fsync", lambda _: None), (os, "fdatasync", lambda _: None),
             (socket, "create_connection", to_loopback), (submit.Url, "is_local", lambda _: False),
             (LogView.head, "__defaults__", (0.0,)), (check, "IN_FLIGHT_S", 0.0),
+            (Publisher, "start", lambda _: None),  # handed out is when the script says so, not when a thread gets to it
         ):  # fmt: skip
             stack.enter_context(mock.patch.object(target, name, value))
         stack.enter_context(mock.patch.dict(os.environ))
