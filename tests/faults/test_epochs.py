@@ -193,7 +193,8 @@ def test_what_no_entry_names_is_destroyed_and_what_was_closed_too(lab: Lab) -> N
     KeyFolder(lab.keys).prepare(2, lab.origin())
     (lab.keys / ".epoch-2.key.tmp").write_bytes(b"half a key")
     (lab.keys / "epoch-0.key").write_bytes(old)
-    judge(lab.folder, lab.memory, [])  # looks at the names
+    judge(lab.folder, lab.memory, [])
+    assert sorted(p.name for p in lab.keys.iterdir() if "epoch" in p.name) == ["epoch-1.key"]
 
 
 def test_a_key_is_overwritten_before_its_name_goes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +264,34 @@ def test_recovering_fails_or_dies_anywhere(lab: Lab, way: str) -> None:
         found = judge(lab.folder, lab.memory, [])
         effective = [e for e in history_of(found).epochs if e.lost]
         assert len(effective) == 1
+
+
+@pytest.mark.parametrize("way", COLUMNS[:2])
+def test_a_handle_that_failed_to_recover_signs_nothing_with_the_log_key(lab: Lab, way: str) -> None:
+    """The same handle is asked again after each failure: by an append, then by recovering once more."""
+    _lose_the_key(lab)
+    lab.save()
+    for disk in tries(ways=(way,)):
+        lab.restore()
+        log = lab.open(disk)
+        attempt(lambda log=log: log.recover_epoch("disk died"), StoreError, OSError)
+        acknowledged = attempt(lambda log=log: log.log(**event(3)), StoreError)
+        log.vanish()
+        log = lab.open()
+        attempt(lambda log=log: log.recover_epoch("disk died"), StoreError, OSError)
+        log.vanish()
+        found = judge(lab.folder, lab.memory, [acknowledged] if acknowledged else [])
+        assert len([e for e in history_of(found).epochs if e.lost]) == 1
+
+
+def test_a_recovery_that_is_refused_leaves_the_handle_as_it_was(lab: Lab) -> None:
+    with lab.open() as log:
+        acknowledged = [log.log(**event(0))]
+        for n in range(1, 3):
+            with pytest.raises(StoreError, match="is there"):
+                log.recover_epoch("no reason")
+            acknowledged.append(log.log(**event(n)))
+    assert closes(judge(lab.folder, lab.memory, acknowledged)) == []
 
 
 def test_who_may_not_make_keys_goes_on_in_the_old_epoch(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +383,8 @@ def test_random_writers_rotate_and_die(lab: Lab, seed: int) -> None:
             logs.remove(log)
     for log in logs:
         log.vanish()
-    judge(lab.folder, lab.memory, acknowledged)
+    found = judge(lab.folder, lab.memory, acknowledged)
+    assert found.verdict.exit_code == 0 and not found.verdict.findings
 
 
 def test_signers_name_the_log(lab: Lab) -> None:

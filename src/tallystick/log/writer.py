@@ -198,8 +198,13 @@ class Writer:
         with self.busy:
             self._refuse_if_fatal()
             with self._store.exclusive(LOCK_WAIT_S):
-                self._ready(signing=False)
-                return self._recover_epoch(reason)
+                try:
+                    self._ready(signing=False)
+                    return self._recover_epoch(reason)
+                except BaseException:  # the log key stands in for one head and never for another: begin anew without it
+                    self._state = None
+                    self._epochs.drop()
+                    raise
 
     def _close_if_due(self) -> None:
         """An epoch that cannot end for want of the right to make its successor's key goes on; the status says so."""
