@@ -40,7 +40,7 @@ def test_it_lies_there_and_is_read_back(share):
     assert sorted(os.listdir(share / HOME)) == ["00000000000000000007.checkpoint", "00000000000000000012.checkpoint"]
 
 
-@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no second file system here")
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no second file system here")  # nothing that could be installed
 def test_another_device_is_of_this_machine_and_its_absence_is_noticed(share, monkeypatch):
     import tempfile
 

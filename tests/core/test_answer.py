@@ -86,6 +86,8 @@ def test_a_large_tree_is_read_from_its_tiles():
     for start, end in ((0, 0), (0, size), (1, 2), (255, 257), (65_535, 65_537), (12_345, 54_321), (size, size)):
         left, right = prove_range(fetch, start, end, size)
         verify_range(start, size, leaves[start:end], left, right, frontier.root())
+        with pytest.raises(VerificationError):
+            verify_range(start, size, leaves[start:end], left, right, bytes(32))
 
 
 def test_with_all_lines_the_answer_is_complete():

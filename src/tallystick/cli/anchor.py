@@ -172,7 +172,7 @@ def _how_far(log: AuditLogger, state: object, head: int) -> str:
     if state.done_size:
         text = f"{word} {state.done_size:,} of {head:,} entries {when_text(state.done_us, log.zone)}"
     if state.local:
-        text += "; not independent: on the device of the log"
+        text += "; not independent: on this machine"
     if state.error:
         text += f"; PENDING, last tried {when_text(state.tried_us, log.zone)}: {state.error}"
     return text

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .common import Screen, clean, find_log, plural, print_json, size_text, user_memory
+from .common import Screen, busy, find_log, plural, print_json, size_text, user_memory
 
 if TYPE_CHECKING:
     from ..backup import Copied, Evidence
@@ -39,7 +36,7 @@ def command(dest: str, named: str | None, with_keys: bool, as_evidence: bool, as
     if not dest:
         raise click.UsageError("the name of DEST is empty")
     log, target = _log(named, as_evidence), Path(os.path.abspath(os.path.expanduser(dest)))
-    with _busy(f"copying {log}", quiet=as_json) as progress:
+    with busy(f"copying {log}", quiet=as_json, said=_done) as progress:
         if as_evidence:
             evidence = backup.copy_evidence(log, target, with_keys=with_keys, progress=progress)
         else:
@@ -97,18 +94,6 @@ def _show_evidence(found: Evidence, with_keys: bool, as_json: bool) -> None:
     screen.line("Write this down elsewhere; with it anybody can see later that the copy was not changed:")
     screen.long(f"  SHA-256 of SHA256SUMS   {found.sums_sha256}")
     screen.long(f"  check:  cd {found.path} && sha256sum -c SHA256SUMS")
-
-
-@contextlib.contextmanager
-def _busy(text: str, *, quiet: bool) -> Iterator[Callable[[str, int], None] | None]:
-    """How far it is, for people, on standard error."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True, markup=False, highlight=False).status(clean(text)) as status:
-        yield lambda what, done: status.update(clean(f"{text}: {what}, {_done(what, done)}"))
 
 
 def _done(what: str, done: int) -> str:

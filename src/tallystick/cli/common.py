@@ -459,3 +459,17 @@ def _checked(log: AuditLogger, known: Known, head: int) -> Checked:
     if known.size < head:
         text += f"; {plural(head - known.size, 'entry', 'entries')} since then"
     return Checked(text, known.size, False, known.full_us)
+
+
+@contextlib.contextmanager
+def busy(
+    text: str, *, quiet: bool, said: Callable[[str, int], str] = lambda _what, done: f"{done:,}"
+) -> Iterator[Callable[[str, int], None] | None]:
+    """How far long work is, for people, on standard error: ``text``, what is being done and ``said`` of how much of it is done."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True, markup=False, highlight=False).status(clean(text)) as status:
+        yield lambda what, done: status.update(clean(f"{text}: {what}, {said(what, done)}"))

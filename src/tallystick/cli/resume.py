@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .common import Screen, clean, find_log, plural, print_json, user_memory
+from .common import Screen, busy, find_log, plural, print_json, user_memory
 
 if TYPE_CHECKING:
     from ..resume import Resumed
@@ -43,7 +40,7 @@ def command(log: str, reason: str, source: str | None, checkpoint_file: str | No
     path = find_log(log)
     checkpoint = None if checkpoint_file is None else _note(checkpoint_file)
     old = None if source is None else Path(os.path.abspath(os.path.expanduser(source)))
-    with _busy(f"resuming {path}", quiet=as_json) as progress:
+    with busy(f"resuming {path}", quiet=as_json) as progress:
         done = resume(path, reason=reason, memory=user_memory(), source=old, checkpoint=checkpoint, new_keys=new_keys,
                       progress=progress)  # fmt: skip
     if as_json:
@@ -84,15 +81,3 @@ def _show(done: Resumed) -> None:
     screen.line("next:  tell whoever has the old key, and hand out the new one; add witnesses and anchors again")
     screen.long(f"       tally verify {path}")
     screen.long(f"       tally key vkey {path}")
-
-
-@contextlib.contextmanager
-def _busy(text: str, *, quiet: bool) -> Iterator[Callable[[str, int], None] | None]:
-    """How far it is, for people, on standard error."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True, markup=False, highlight=False).status(clean(text)) as status:
-        yield lambda what, done: status.update(clean(f"{text}: {what}, {done:,}"))
