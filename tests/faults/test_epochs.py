@@ -14,7 +14,7 @@ from tallystick import AuditLogger
 from tallystick.clock import Clock
 from tallystick.core.checkpoint import Checkpoint, HeadSigner, open_checkpoint
 from tallystick.core.epoch import EPOCH_CLOSE, EPOCH_RECOVERED, History, read_history
-from tallystick.core.errors import AuditError, StateUnknown, StoreError
+from tallystick.core.errors import AuditError, ReadOnly, StateUnknown, StoreError
 from tallystick.core.note import SignerKey
 from tallystick.index import search
 from tallystick.keys import KeyFolder
@@ -341,6 +341,27 @@ def test_a_file_in_the_way_of_the_closing_checkpoint_stops_writing_until_it_is_g
     acknowledged = [log.log(**event(2))]
     log.close()
     assert closes(judge(lab.folder, lab.memory, acknowledged)) == [0]
+
+
+def test_where_closing_checkpoints_may_not_be_kept_nothing_is_recorded_and_that_is_said(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch is over then: no entry may follow under its key, and the next writer who may completes it."""
+    log = lab.open()
+    log._handle.writer._epochs._rhythm = Rhythm(entries=2)
+    acknowledged = [log.log(**event(0))]
+
+    def refuse(self: HandedOut, size: int, note: bytes) -> None:
+        raise PermissionError(13, "no", "checkpoints")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HandedOut, "put", refuse)
+        for n in range(1, 3):
+            with pytest.raises(ReadOnly):
+                log.log(**event(n))
+    acknowledged.append(log.log(**event(3)))
+    log.close()
+    assert closes(judge(lab.folder, lab.memory, acknowledged))[0] == 0
 
 
 # -- what a thief of keys can do ------------------------------------------------------------------------------------------

@@ -209,9 +209,15 @@ class Writer:
     def _close_if_due(self) -> None:
         """An epoch that cannot end for want of the right to make its successor's key goes on; the status says so."""
         reason = self._epochs.due(self.state.size, self._clock.wall_us())
-        if reason is not None:
-            with contextlib.suppress(PermissionError):
-                self._close_epoch(reason)
+        if reason is None:
+            return
+        try:
+            epoch, next_key = self._epochs.prepare()
+        except OSError as e:
+            if not _may_not_write(e):
+                raise
+            return
+        self._end_epoch(epoch, EPOCH_CLOSE, "closed the epoch", next_key, reason)
 
     def _close_epoch(self, reason: str) -> tuple[int, bytes]:
         """The four steps of ``epochs``. If one fails, or we die there, whoever is next completes it in ``_ready``."""
